@@ -1,0 +1,82 @@
+"""The contract of the bus: one class per subject and version.
+
+Requests end in `Requested`; facts are in the past tense. `openmint.events.registry` finds a class by its type.
+"""
+
+from openmint.events.base import Command, Event, Fact
+from openmint.events.release import (
+    AliasMoved,
+    AliasTarget,
+    RevisionEligible,
+    RevisionExported,
+    RevisionFailed,
+    RevisionQuarantined,
+    RevisionRejected,
+    RevisionRetired,
+)
+from openmint.events.serving import (
+    AdapterGone,
+    AdapterResident,
+    EngineHeartbeat,
+    EngineJoined,
+    EngineLeft,
+    LoadFailed,
+    LoadRequested,
+    ResidentAdapter,
+)
+from openmint.events.training import (
+    AdapterSpec,
+    Cause,
+    CheckpointSaved,
+    DatasetRef,
+    EvaluationSpec,
+    JobAccepted,
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobProgressed,
+    JobRefused,
+    JobStarted,
+    OptimizerSpec,
+    PromotionSpec,
+    TrainingSpec,
+    TrainRequested,
+)
+
+__all__ = [
+    "AdapterGone",
+    "AdapterResident",
+    "AdapterSpec",
+    "AliasMoved",
+    "AliasTarget",
+    "Cause",
+    "CheckpointSaved",
+    "Command",
+    "DatasetRef",
+    "EngineHeartbeat",
+    "EngineJoined",
+    "EngineLeft",
+    "EvaluationSpec",
+    "Event",
+    "Fact",
+    "JobAccepted",
+    "JobCancelled",
+    "JobCompleted",
+    "JobFailed",
+    "JobProgressed",
+    "JobRefused",
+    "JobStarted",
+    "LoadFailed",
+    "LoadRequested",
+    "OptimizerSpec",
+    "PromotionSpec",
+    "ResidentAdapter",
+    "RevisionEligible",
+    "RevisionExported",
+    "RevisionFailed",
+    "RevisionQuarantined",
+    "RevisionRejected",
+    "RevisionRetired",
+    "TrainRequested",
+    "TrainingSpec",
+]

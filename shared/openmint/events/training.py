@@ -1,0 +1,233 @@
+"""The request to train a policy, and the facts of a job's life."""
+
+from typing import Any, ClassVar, Literal
+from uuid import UUID
+
+from pydantic import Field, JsonValue, model_validator
+
+from openmint.events.base import Command, Fact, OpenModel, StrictModel
+from openmint.identifiers import Digest, Name
+
+MAX_INLINE_BYTES = 256 * 1024
+"""Larger datasets go in by `openmint data put`: the bus carries names, not data."""
+
+MAX_RANK = 256
+
+
+class DatasetRef(StrictModel):
+    """Where the rows are: inline, or in the store under their digest (`openmint data put`). Exactly one of the two."""
+
+    rows: list[dict[str, JsonValue]] | None = Field(
+        default=None,
+        description="OpenAI chat rows {messages: [...]} or {prompt, completion} rows, at most 256 KiB as JSON",
+    )
+    digest: Digest | None = Field(default=None, description="A dataset that this tenant has put before")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "DatasetRef":
+        if (self.rows is None) == (self.digest is None):
+            raise ValueError("give exactly one of rows and digest")
+        return self
+
+
+class AdapterSpec(StrictModel):
+    """The shape of the LoRA adapter."""
+
+    rank: int = Field(default=8, ge=1, le=MAX_RANK)
+    alpha: float = Field(default=16.0, gt=0, le=4096, description="Scale is alpha / rank")
+    targets: list[str] | None = Field(
+        default=None, description="Last parts of module names, such as q_proj; null means every one the base allows"
+    )
+
+
+class OptimizerSpec(StrictModel):
+    """Adam with decoupled weight decay, one state per policy."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    clip_norm: float = Field(default=1.0, ge=0, description="Of this policy's gradient alone; 0 is off")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+
+
+class TrainingSpec(StrictModel):
+    """How long and in what portions to train."""
+
+    steps: int = Field(default=60, ge=1, le=1_000_000, description="Optimizer steps")
+    batch_rows: int = Field(default=8, ge=1, le=4096, description="Rows per optimizer step")
+    max_tokens_per_row: int = Field(default=512, ge=8, le=131072, description="Longer rows are refused at intake")
+    checkpoint_every_steps: int = Field(default=50, ge=1)
+    revision_at_steps: list[int] = Field(
+        default_factory=list, description="Also make a revision at these steps; the last step always makes one"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class EvaluationSpec(StrictModel):
+    """The metric half of the gate. Without held-out data the gate checks parity and effect alone."""
+
+    held_out: DatasetRef | None = None
+    scorer: Literal["label", "loss"] = Field(
+        default="loss",
+        description="label: share of rows whose completion is the likelier of `labels`; loss: mean nats per "
+        "completion token, lower is better",
+    )
+    labels: list[str] = Field(default_factory=list, description="The completions to choose from, for scorer label")
+    min_gain_over_base: float = Field(
+        default=0.0, description="Score minus the base's (for loss: base's minus this) must be at least this"
+    )
+    max_loss_against_production: float | None = Field(
+        default=None, ge=0, description="How much worse than the revision in production may be; null: no such rule"
+    )
+
+    @model_validator(mode="after")
+    def _labels_fit_scorer(self) -> "EvaluationSpec":
+        if self.scorer == "label" and len(set(self.labels)) < 2:
+            raise ValueError("scorer label needs at least two different labels")
+        return self
+
+
+class PromotionSpec(StrictModel):
+    """What happens when a revision of this job passes the gate."""
+
+    alias: Name = "production"
+    rule: Literal["on_pass", "manual"] = Field(default="manual", description="on_pass: the evaluator moves the alias")
+
+
+class TrainRequested(Command):
+    """Train a policy on a base model. The tenant is the subject's.
+
+    Subject: openmint.train.requested.v1.<tenant>.<any token>.
+    """
+
+    area: ClassVar[str] = "train"
+    verb: ClassVar[str] = "requested"
+
+    policy: Name
+    base: Name
+    recipe: Literal["sft"] = "sft"
+    dataset: DatasetRef
+    adapter: AdapterSpec = AdapterSpec()
+    optimizer: OptimizerSpec = OptimizerSpec()
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    promotion: PromotionSpec = PromotionSpec()
+    idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
+    tenant: Name | None = Field(default=None, description="If given, must equal the subject's tenant")
+
+
+class Cause(OpenModel):
+    """Why something did not work, for a person to read and a program to switch on."""
+
+    code: str = Field(description="A code of openmint.errors, such as bad_dataset")
+    detail: str
+    field: str | None = Field(default=None, description="The field of the request that is wrong")
+    fault: Literal["user", "server"] = "user"
+
+
+class JobFact(Fact):
+    """A fact about one job."""
+
+    area: ClassVar[str] = "job"
+
+    job_id: UUID
+    policy: Name
+    base: Name
+
+    def subject_token(self) -> str:
+        return str(self.job_id)
+
+
+class JobAccepted(JobFact):
+    """The job is committed: from here on it ends exactly once."""
+
+    verb: ClassVar[str] = "accepted"
+
+    recipe: str = "sft"
+    idempotency_key: str | None = None
+
+
+class JobRefused(Fact):
+    """The request was not accepted; nothing of it is kept but this answer (and a dead letter if it can't be read)."""
+
+    area: ClassVar[str] = "job"
+    verb: ClassVar[str] = "refused"
+
+    request_id: str = Field(description="The ce-id of the request, or <stream>-<seq> of a bare one")
+    request_token: Name = Field(description="The last token of the request's subject")
+    cause: Cause
+
+    def subject_token(self) -> str:
+        return self.request_token
+
+
+class JobStarted(JobFact):
+    """A trainer has claimed the job."""
+
+    verb: ClassVar[str] = "started"
+
+    fence: int
+    resumed_from_step: int = Field(default=0, description="0 for a fresh start")
+
+
+class JobProgressed(JobFact):
+    """How far a job is. Soft state: published directly, may be lost."""
+
+    verb: ClassVar[str] = "progressed"
+
+    step: int
+    steps: int
+    loss: float | None = Field(default=None, description="Mean nats per trained token of the last step")
+    tokens: int = Field(default=0, description="Trained tokens so far")
+    tokens_per_s: float = 0.0
+    eta_s: float | None = None
+
+
+class CheckpointSaved(Fact):
+    """A checkpoint is complete and named in the catalogue."""
+
+    area: ClassVar[str] = "checkpoint"
+    verb: ClassVar[str] = "saved"
+
+    checkpoint_id: UUID
+    job_id: UUID
+    policy: Name
+    base: Name
+    step: int
+    checkpoint_bytes: int
+    revision_id: UUID | None = Field(default=None, description="The revision that is wanted of it, if any")
+
+    def subject_token(self) -> str:
+        return str(self.checkpoint_id)
+
+
+class JobCompleted(JobFact):
+    """The job did all its steps."""
+
+    verb: ClassVar[str] = "completed"
+
+    steps: int
+    tokens: int = 0
+    final_loss: float | None = None
+
+
+class JobFailed(JobFact):
+    """The job ended without completing."""
+
+    verb: ClassVar[str] = "failed"
+
+    cause: Cause
+
+
+class JobCancelled(JobFact):
+    """The job was stopped on request."""
+
+    verb: ClassVar[str] = "cancelled"
+
+    cancelled_by: str = ""
+
+
+JsonObject = dict[str, Any]
