@@ -18,6 +18,7 @@ compile() { # output, inputs…
 }
 compile control.lock control.in
 compile engine-cpu.lock engine-cpu.in
+compile build.lock build.in
 compile local.lock engine-cpu.in dev.in
 "$uv" pip compile data.in --no-deps "${links[@]}" --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet --output-file data.lock
 wc -l ./*.lock
