@@ -35,7 +35,7 @@ def check_name(value: str, what: str = "name") -> str:
 
     Raises: BadName, naming `what`, when it is not.
     """
-    if not _NAME.match(value):
+    if not _NAME.fullmatch(value):
         raise BadName(f"{what} {value[:80]!r} is not a name: use 1 to 63 of a-z, 0-9, _ and -")
     return value
 
@@ -57,7 +57,7 @@ def digest_bytes(digest: str) -> bytes:
 
 def check_digest(value: str) -> str:
     """Return `value` if it is a digest. Raises: BadName."""
-    if not _DIGEST.match(value):
+    if not _DIGEST.fullmatch(value):
         raise BadName(f"{value[:80]!r} is not a digest: write sha256: and 64 hexadecimal characters")
     return value
 
@@ -142,9 +142,9 @@ def parse_selector(text: str) -> Selector:
     """Read what stands after the `@`: an alias, `7`, `step-400` or `sha256:…`. Raises: BadName."""
     if text.startswith("sha256:"):
         return ByDigest(check_digest(text))
-    if _NUMBER.match(text):
+    if _NUMBER.fullmatch(text):
         return ByNumber(int(text))
-    step = _STEP.match(text)
+    step = _STEP.fullmatch(text)
     if step:
         return ByStep(int(step.group(1)))
     return ByAlias(check_name(text, "alias"))
