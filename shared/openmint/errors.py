@@ -7,6 +7,7 @@ OpenmintError
 │   ├── BadEvent                  400  a message on the bus can't be read
 │   ├── BadDataset                400
 │   ├── BadAdapter                422  an adapter that must not reach an engine
+│   ├── Diverged                  422  a training gave non-finite numbers
 │   ├── Unauthorised              401
 │   ├── Forbidden                 403
 │   ├── NotFound                  404  also another tenant's things
@@ -84,6 +85,13 @@ class BadAdapter(CallerMistake):
     """The adapter is not one that may be loaded on its base model."""
 
     code = "bad_adapter"
+    http_status = 422
+
+
+class Diverged(CallerMistake):
+    """The training of this policy gave numbers that are not finite."""
+
+    code = "diverged"
     http_status = 422
 
 
