@@ -62,9 +62,7 @@ def _attend_by_kernel(
     )
     bounds = torch.tensor([0, *lengths], device=query.device, dtype=torch.int32).cumsum(0, dtype=torch.int32)
     longest = max(lengths)
-    out_THd = varlen_attn(
-        q_THd, k_THd, v_THd, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0)
-    )
+    out_THd = varlen_attn(q_THd, k_THd, v_THd, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
     assert isinstance(out_THd, torch.Tensor)
     return out_THd.unsqueeze(0)
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from openmint.errors import OpenmintError
@@ -102,6 +102,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
             meta = CheckpointMeta.model_validate_json(text)
             names: list[str] = list(file.keys())
             tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in names}
-    except (OSError, ValidationError, ValueError) as error:
+    except (OSError, SafetensorError, ValidationError) as error:
         raise BrokenCheckpoint(f"checkpoint {path.name} can't be read: {error}") from error
     return Checkpoint(meta, tensors)

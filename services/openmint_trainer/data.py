@@ -14,9 +14,15 @@ JsonRow = Mapping[str, JsonValue]
 class Tokenizer(Protocol):
     """What is needed of a Hugging Face tokenizer."""
 
-    eos_token: str | None
-    eos_token_id: int | None
-    chat_template: str | None
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends a text."""
+        ...
+
+    @property
+    def chat_template(self) -> str | None:
+        """The base's own template, if it has one."""
+        ...
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text."""
@@ -91,7 +97,9 @@ def _chat_tokens(row: JsonRow, number: int, tokenizer: Tokenizer) -> tuple[list[
     except Exception as error:  # A chat template is a program of the base's maker and raises what it likes.
         raise BadDataset(f"row {number}: the chat template refuses it: {error}", field="dataset") from error
     if not whole.startswith(prompt):
-        raise BadDataset(f"row {number}: the chat template renders the prompt differently with its answer", field="dataset")
+        raise BadDataset(
+            f"row {number}: the chat template renders the prompt differently with its answer", field="dataset"
+        )
     return (
         tokenizer.encode(prompt, add_special_tokens=False) if prompt else [],
         tokenizer.encode(whole[len(prompt) :], add_special_tokens=False),

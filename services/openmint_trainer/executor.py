@@ -121,9 +121,7 @@ class Executor:
             base.route.segments = ()
         return results
 
-    def _losses(
-        self, work: Sequence[Work], hidden_TH: torch.Tensor
-    ) -> tuple[list[WorkResult], list[torch.Tensor]]:
+    def _losses(self, work: Sequence[Work], hidden_TH: torch.Tensor) -> tuple[list[WorkResult], list[torch.Tensor]]:
         results: list[WorkResult] = []
         losses: list[torch.Tensor] = []
         per_work = hidden_TH.split([*(w.portion.tokens for w in work), hidden_TH.shape[0] - _tokens(work)])

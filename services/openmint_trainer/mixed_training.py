@@ -135,9 +135,7 @@ class MixedTraining:
         chosen = self._packer.pack({key: run.waiting for key, run in self._runs.items()})
         if not chosen:
             return []
-        work = [
-            Work(self._runs[key].policy, portion, self._runs[key].recipe.loss) for key, portion in chosen
-        ]
+        work = [Work(self._runs[key].policy, portion, self._runs[key].recipe.loss) for key, portion in chosen]
         results = self._executor.forward_backward(work)
         for (key, portion), result in zip(chosen, results, strict=True):
             run = self._runs[key]
