@@ -1,0 +1,88 @@
+"""What the plug-in asks of a vLLM version.
+
+Objects of vLLM pass through as `object` (a `worker`, or `api`, the state of its web application): only the version
+module looks inside them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from openmint_engine_host.layout import ModuleTable
+
+Capability = Literal[
+    "exact_residency",
+    "prepared_attach",
+    "real_removal",
+    "batched_attach",
+    "self_test",
+    "probe",
+    "cpu_lora_repair",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One prepared adapter to make resident."""
+
+    name: str
+    adapter_id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What one worker holds, tier by tier."""
+
+    cached: tuple[int, ...]
+    """Adapter ids in host memory, least recently used first."""
+
+    slots: tuple[int | None, ...]
+    """Adapter id in each slot of the device."""
+
+    capacity: int
+
+
+class VersionModule(Protocol):
+    """One minor version of vLLM."""
+
+    capabilities: frozenset[Capability]
+
+    def install(self) -> None:
+        """Put the patches in place; run once in every vLLM process, before the model is built."""
+        ...
+
+    def module_table(self, worker: object) -> ModuleTable:
+        """The modules that take LoRA in this worker, as it fused and shaped them."""
+        ...
+
+    def attach(self, worker: object, load: Load) -> None:
+        """Register a prepared file in host memory and put it into a slot. Raises: ValueError, naming the cause."""
+        ...
+
+    def remove(self, worker: object, adapter_id: int) -> bool:
+        """Free the slot and the memory of an adapter; True when it was there."""
+        ...
+
+    def residency(self, worker: object) -> Residency:
+        """What this worker holds now."""
+        ...
+
+    def self_test(self, worker: object) -> str:
+        """Empty when the LoRA kernels treat every row of a mixed batch right, else what they did wrong."""
+        ...
+
+    def register_name(self, api: object, load: Load) -> None:
+        """Let the OpenAI routes of the API process know an adapter name."""
+        ...
+
+    def forget_name(self, api: object, name: str) -> None:
+        """Take an adapter name and its lock out of the OpenAI routes."""
+        ...
+
+    async def call_worker(self, api: object, method: str, *arguments: object) -> object:
+        """Run a method of the worker extension between two steps; the answer of the first worker."""
+        ...
+
+    async def probe(self, api: object, load: Load | None) -> float:
+        """Logprob in nats of one token answered by an adapter, or by the base. Not finite when the answer is bad."""
+        ...

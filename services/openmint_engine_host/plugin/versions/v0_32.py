@@ -1,0 +1,311 @@
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportAttributeAccessIssue=false
+"""vLLM 0.32: where its LoRA insides are, and what is patched in them.
+
+Patched: the worker's LoRA manager reads prepared files and nothing else; on CPU the LoRA kernels are replaced.
+Dense models on one device; an engine over several devices or with LoRA on experts is refused at start.
+"""
+
+import math
+import mmap
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from openmint_engine_host.layout import (
+    FILE_NAME,
+    BadLayout,
+    EngineModule,
+    LayoutHeader,
+    ModuleTable,
+    Slice,
+    TensorPlace,
+    read_header,
+)
+from openmint_engine_host.plugin import cpu_lora
+from openmint_engine_host.plugin.versions.contract import Capability, Load, Residency, VersionModule
+
+SELF_TEST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
+"""Greatest difference from the reference, relative to its largest value."""
+
+PROBE_PROMPT = (1, 2, 3, 4)
+"""Any token ids below every vocabulary's size; only whether the answer is finite counts."""
+
+
+class Vllm032:
+    """The insides of vLLM 0.32."""
+
+    def __init__(self) -> None:
+        self._is_installed = False
+        self._layout = ""
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        from vllm.platforms import current_platform
+
+        always: set[Capability] = {
+            "exact_residency",
+            "prepared_attach",
+            "real_removal",
+            "batched_attach",
+            "self_test",
+            "probe",
+        }
+        return frozenset(always | {"cpu_lora_repair"} if current_platform.is_cpu() else always)
+
+    def install(self) -> None:
+        """Patch this process; a second call does nothing."""
+        if self._is_installed:
+            return
+        self._is_installed = True
+        from vllm.platforms import current_platform
+
+        _read_prepared_files_only()
+        if current_platform.is_cpu():
+            _repair_cpu_kernels()
+
+    def module_table(self, worker: object) -> ModuleTable:
+        manager = _adapters(worker)
+        width = cast(Any, worker).vllm_config.parallel_config.tensor_parallel_size
+        if width != 1:
+            raise BadLayout(f"an engine over {width} devices has no layout yet; start it with one")
+        modules = tuple(_engine_module(manager, name, module) for name, module in manager.modules.items())
+        dtype = str(manager.lora_config.lora_dtype).removeprefix("torch.")
+        table = ModuleTable(dtype, width, manager.lora_config.max_lora_rank, modules)
+        self._layout = table.fingerprint()
+        return table
+
+    def attach(self, worker: object, load: Load) -> None:
+        from vllm.lora.request import LoRARequest
+
+        manager = _adapters(worker)
+        if load.adapter_id in manager.list_adapters():
+            return
+        if len(manager) >= manager.capacity:
+            raise BadLayout(f"the engine holds its {manager.capacity} adapters already")
+        if not self._layout:
+            self.module_table(worker)
+        header = read_header(Path(load.path) / FILE_NAME)
+        if header.layout != self._layout:
+            raise BadLayout(f"{load.path} is of layout {header.layout}, this engine is {self._layout}")
+        try:
+            cast(Any, worker).model_runner.lora_manager.add_adapter(
+                LoRARequest(lora_name=load.name, lora_int_id=load.adapter_id, lora_path=load.path)
+            )
+        except Exception:
+            manager.remove_adapter(load.adapter_id)
+            raise
+
+    def remove(self, worker: object, adapter_id: int) -> bool:
+        return bool(_adapters(worker).remove_adapter(adapter_id))
+
+    def residency(self, worker: object) -> Residency:
+        manager = _adapters(worker)
+        return Residency(tuple(manager.list_adapters()), tuple(manager.lora_index_to_id), manager.capacity)
+
+    def self_test(self, worker: object) -> str:
+        manager = _adapters(worker)
+        if manager.list_adapters():
+            return "the self-test needs an engine without adapters"
+        try:
+            return _check_kernels(manager)
+        finally:
+            manager.remove_all_adapters()
+
+    def register_name(self, api: object, load: Load) -> None:
+        from vllm.lora.request import LoRARequest
+
+        models = cast(Any, api).openai_serving_models
+        models.lora_requests[load.name] = LoRARequest(
+            lora_name=load.name, lora_int_id=load.adapter_id, lora_path=load.path
+        )
+
+    def forget_name(self, api: object, name: str) -> None:
+        models = cast(Any, api).openai_serving_models
+        models.lora_requests.pop(name, None)
+        models.lora_resolver_lock.pop(name, None)
+
+    async def call_worker(self, api: object, method: str, *arguments: object) -> object:
+        answers = await cast(Any, api).engine_client.collective_rpc(method, args=arguments)
+        return answers[0]
+
+    async def probe(self, api: object, load: Load | None) -> float:
+        from vllm import SamplingParams
+        from vllm.lora.request import LoRARequest
+
+        request = load and LoRARequest(lora_name=load.name, lora_int_id=load.adapter_id, lora_path=load.path)
+        sampling = SamplingParams(max_tokens=1, min_tokens=1, temperature=0.0, logprobs=1)
+        answer: Any = None
+        async for answer in cast(Any, api).engine_client.generate(
+            {"prompt_token_ids": list(PROBE_PROMPT)}, sampling, f"openmint-probe-{uuid.uuid4()}", lora_request=request
+        ):
+            pass
+        tokens = answer.outputs[0]
+        if not tokens.token_ids or not tokens.logprobs:
+            return math.nan
+        return float(tokens.logprobs[0][tokens.token_ids[0]].logprob)
+
+
+VERSION: VersionModule = Vllm032()
+
+
+def _adapters(worker: object) -> Any:
+    """The manager of a worker's adapters: `_registered_adapters` in host memory, `lora_index_to_id` on the device."""
+    return cast(Any, worker).model_runner.lora_manager._adapter_manager
+
+
+def _engine_module(manager: Any, name: str, module: Any) -> EngineModule:
+    sources = manager.packed_modules.get(name, [name])
+    if len(sources) != module.n_slices:
+        raise BadLayout(f"{name} has {module.n_slices} slices made of {len(sources)} modules")
+    slices = tuple(
+        Slice(source, a.shape[-1], b.shape[-2])
+        for source, a, b in zip(sources, module.lora_a_stacked, module.lora_b_stacked, strict=True)
+    )
+    return EngineModule(name, name in manager.packed_modules, slices)
+
+
+def _read_prepared_files_only() -> None:
+    from vllm.lora import worker_manager
+    from vllm.v1.worker import lora_model_runner_mixin
+
+    class PreparedLoRAManager(worker_manager.LRUCacheWorkerLoRAManager):
+        """Takes prepared files only: a PEFT folder, a hub name or a vanished path is refused by name."""
+
+        def _load_adapter(self, lora_request: Any) -> Any:
+            return _map_adapter(Path(lora_request.lora_path) / FILE_NAME, lora_request.lora_int_id)
+
+    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = PreparedLoRAManager
+
+
+def _map_adapter(path: Path, adapter_id: int) -> Any:
+    """A LoRAModel whose tensors are views of the file. Its pages are brought into memory here, not in a step."""
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
+
+    header = read_header(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+    blob = _as_tensor(mapped, header)
+
+    def view(place: TensorPlace | None) -> torch.Tensor | None:
+        if place is None:
+            return None
+        return blob[place.offset : place.offset + place.rows * place.columns].view(place.rows, place.columns)
+
+    rank = header.rank
+    weights: dict[str, Any] = {}
+    for module in header.modules:
+        a = [view(place) for place in module.a]
+        b = [view(place) for place in module.b]
+        if module.packed:
+            count = len(a)
+            weights[module.name] = PackedLoRALayerWeights(
+                module.name, rank, [rank] * count, a, b, scaling=[1.0] * count
+            )
+        else:
+            weights[module.name] = LoRALayerWeights(module.name, rank, rank, cast(Any, a[0]), cast(Any, b[0]), 1.0)
+    return LoRAModel(adapter_id, rank, weights)
+
+
+def _as_tensor(mapped: mmap.mmap, header: LayoutHeader) -> torch.Tensor:
+    dtype = cast(torch.dtype, getattr(torch, header.dtype))
+    with warnings.catch_warnings():
+        # torch warns that the memory is read-only; nothing writes to it, since the scale is folded in already.
+        warnings.simplefilter("ignore", UserWarning)
+        count = header.blob_bytes // dtype.itemsize
+        return torch.frombuffer(mapped, dtype=dtype, offset=header.blob_offset, count=count)
+
+
+def _repair_cpu_kernels() -> None:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    stock_update = PunicaWrapperCPU.update_metadata
+
+    def update_metadata(self: Any, *arguments: Any, **named: Any) -> None:
+        stock_update(self, *arguments, **named)
+        self._openmint_grouping = cpu_lora.group_rows(self.token_lora_indices.tolist())
+
+    def add_lora_linear(
+        self: Any,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_a_stacked: tuple[torch.Tensor, ...],
+        lora_b_stacked: tuple[torch.Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        **_: Any,
+    ) -> None:
+        grouping = getattr(self, "_openmint_grouping", None) or cpu_lora.Grouping()
+        y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        cpu_lora.add_lora(y_TO, x_TI, lora_a_stacked, lora_b_stacked, scale, output_slices, grouping)
+
+    wrapper: Any = PunicaWrapperCPU
+    wrapper.update_metadata = update_metadata
+    wrapper.add_lora_linear = add_lora_linear
+
+
+def _check_kernels(manager: Any) -> str:
+    """Run the LoRA kernel of one real module on mixed batches, with a strong adapter in the last slot."""
+    from vllm.lora.layers.utils import LoRAMapping
+
+    name, module = next(iter(manager.modules.items()))
+    wrapper = module.punica_wrapper
+    slots, rank = manager.lora_slots, manager.lora_config.max_lora_rank
+    dtype, device = module.lora_a_stacked[0].dtype, module.lora_a_stacked[0].device
+    in_size = module.lora_a_stacked[0].shape[-1]
+    random = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=random).to(dtype).to(device)
+
+    adapters: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+    for slot in {0, slots - 1}:
+        a = [numbers(rank, s.shape[-1]) for s in module.lora_a_stacked]
+        b = [numbers(s.shape[-2], rank) for s in module.lora_b_stacked]
+        packed = name in manager.packed_modules
+        module.set_lora(slot, a if packed else a[0], b if packed else b[0])
+        adapters[slot] = (a, b)
+    last = slots - 1
+    try:
+        for slot_of_row in ([-1, last, -1, 0, last], [-1] * 9 + [last] * 20 + [0] * 20 + [-1], [last] * 4, [-1, -1]):
+            ids = tuple(slot + 1 if slot >= 0 else 0 for slot in slot_of_row)
+            mapping = LoRAMapping(ids, ids[:1], is_prefill=True)
+            wrapper.update_metadata(mapping, list(range(1, slots + 1)), slots + 1, manager.vocab_size)
+            x = numbers(len(slot_of_row), in_size)
+            y = torch.zeros(len(slot_of_row), sum(module.output_slices), dtype=dtype, device=device)
+            if any(slot >= 0 for slot in slot_of_row):
+                wrapper.add_lora_linear(
+                    y, x, module.lora_a_stacked, module.lora_b_stacked, 1.0, module.output_slices
+                )
+            wrong = _compare_rows(slot_of_row, x, y, adapters)
+            if wrong:
+                return f"{name}: {wrong}"
+    finally:
+        for slot in adapters:
+            module.reset_lora(slot)
+        manager._last_mapping = None
+    return ""
+
+
+def _compare_rows(
+    slot_of_row: list[int],
+    x_TI: torch.Tensor,
+    y_TO: torch.Tensor,
+    adapters: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]],
+) -> str:
+    for row, slot in enumerate(slot_of_row):
+        found_O = y_TO[row].float()
+        if slot < 0:
+            if bool(found_O.any()):
+                return f"row {row} of the base got an adapter's weights"
+            continue
+        a, b = adapters[slot]
+        parts = [(x_TI[row].float() @ a_RI.float().t()) @ b_OR.float().t() for a_RI, b_OR in zip(a, b, strict=True)]
+        wanted_O = torch.cat(parts)
+        error = float((found_O - wanted_O).abs().max() / wanted_O.abs().max())
+        if not error <= SELF_TEST_TOLERANCE[x_TI.dtype]:
+            return f"row {row} of slot {slot} is off by {error:.2g} of its size"
+    return ""
