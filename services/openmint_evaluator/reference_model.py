@@ -28,7 +28,8 @@ class ReferenceModel:
 
     def describe(self) -> str:
         """The software that a reference rests on."""
-        return f"stock PEFT {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}, float32"
+        versions = f"PEFT {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}"
+        return f"stock {versions}, float32"
 
     def base_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The base's logprobs of all tokens but the first of each sequence, one sequence after the other."""

@@ -26,10 +26,13 @@ class ServingPath(_Part):
     dtype: str
 
 
+ScoreSubject = Literal["revision", "base", "production"]
+
+
 class ScoreBasis(_Part):
     """What a score rests on; two scores with a different basis are not comparable."""
 
-    subject: Literal["revision", "base", "production"]
+    subject: ScoreSubject
     score: float
     standard_error: float | None
     unit: str
@@ -42,8 +45,11 @@ class ScoreBasis(_Part):
     targets: tuple[str, ...]
     prompt_rendering: str
     scorer: str
+    labels: tuple[str, ...] = ()
     dataset_digest: str
     serving_path: ServingPath
+    row_scores: tuple[tuple[float, float], ...] = ()
+    """(value, weight) per row, so that a later evaluation compares row by row without measuring again."""
     was_cached: bool = False
 
 

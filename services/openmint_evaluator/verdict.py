@@ -38,4 +38,4 @@ def decide(checks: Sequence[Check], is_no_op: bool = False) -> Verdict:
 
 def could_not_evaluate(tries: int, cause: str) -> Verdict:
     """For a revision whose tries are used up: nobody could say, so it is not eligible."""
-    return Verdict(False, (f"could not be evaluated in {tries} tries; the last one: {cause}",))
+    return Verdict(False, (f"could not be evaluated (tries: {tries}); the last one ended with: {cause}",))

@@ -1,10 +1,15 @@
 """A tiny base with random weights, adapters made by stock PEFT, and an engine that the reference model itself backs."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
+from aiohttp import web
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -60,14 +65,6 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model(base_folder: Path):
-    """The reference model in this process."""
-    from openmint_evaluator.reference_model import ReferenceModel
-
-    return ReferenceModel(base_folder)
-
-
-@pytest.fixture(scope="session")
 async def child(base_folder: Path) -> AsyncIterator[object]:
     """One warm reference child for all tests."""
     from openmint_evaluator.reference_client import ReferenceChild
@@ -75,3 +72,145 @@ async def child(base_folder: Path) -> AsyncIterator[object]:
     child = ReferenceChild(base_folder, timeout_s=180)
     yield child
     await child.close()
+
+
+@pytest.fixture(scope="session")
+def make_adapter(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a random rank 4 adapter as a PEFT folder: same seed, same adapter; `strength` scales B."""
+
+    def make(seed: int, strength: float = 0.1, near: int | None = None) -> Path:
+        """`near`: this share of another seed's weights is mixed in, which makes the two siblings."""
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        folder = tmp_path_factory.mktemp(f"adapter-{seed}")
+        base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+        adapted = get_peft_model(base, config, autocast_adapter_dtype=False)
+        own, other = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(near or seed)
+        for name, parameter in sorted(adapted.named_parameters()):
+            if "lora_" in name:
+                shape, scale = parameter.shape, strength if "lora_B" in name else 0.2
+                mine = torch.randn(shape, generator=own)
+                theirs = torch.randn(shape, generator=other)
+                value = mine if near is None else theirs + 0.25 * mine
+                parameter.data.copy_((scale * value).to(parameter.dtype))
+        adapted.save_pretrained(str(folder))
+        return folder
+
+    return make
+
+
+@dataclass
+class ServedRevision:
+    """What the engine serves under one model name; a fault is a change of any of these."""
+
+    digest: str
+    folder: Path | None
+    scale: float = 1.0
+    says_nan: bool = False
+
+
+class ReferenceEngine:
+    """A real HTTP server that speaks the engine's contract and answers with Hugging Face models in one dtype."""
+
+    KEY = "test-engine-key"
+
+    def __init__(self, base_folder: Path, dtype: str) -> None:
+        self.base_folder = base_folder
+        self.dtype = dtype
+        self.boot_id = uuid4()
+        self.url = ""
+        self.served: dict[str, ServedRevision] = {"tiny": ServedRevision("base", None)}
+        self.requests: list[dict[str, Any]] = []
+        self.busy_answers = 0
+        self.broken = False
+        self._models: dict[tuple[Path | None, float], Any] = {}
+        self._runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        """Listen on a free port."""
+        app = web.Application()
+        app.router.add_post("/v1/completions", self._complete)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def stop(self) -> None:
+        """Close the port."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def serve(self, model: str, digest: str, folder: Path | None, scale: float = 1.0, says_nan: bool = False) -> None:
+        """Answer to a model name from now on."""
+        self.served[model] = ServedRevision(digest, folder, scale, says_nan)
+
+    async def _complete(self, request: web.Request) -> web.Response:
+        import torch
+
+        body = await request.json()
+        self.requests.append(body)
+        headers = {"x-openmint-boot": str(self.boot_id)}
+        if request.headers.get("authorization") != f"Bearer {self.KEY}":
+            return web.json_response({"error": "wrong key"}, status=401)
+        if self.broken:
+            return web.json_response({"error": "engine core died"}, status=500)
+        if self.busy_answers > 0:
+            self.busy_answers -= 1
+            return web.json_response({}, status=503, headers=headers | {"x-openmint-verdict": "busy"})
+        served = self.served.get(body["model"])
+        if served is None or not request.headers.get("x-openmint-tenant"):
+            return web.json_response({"error": f"no model {body['model']}"}, status=404)
+        if served.says_nan and "prompt_logprobs" in body:
+            return web.json_response({"error": {"message": "Out of range float values are not JSON"}}, status=400)
+        ids = body["prompt"]
+        with torch.inference_mode():
+            logits = self._model(served)(torch.tensor([ids])).logits[0].float()
+        table = torch.log_softmax(logits, -1)
+        choice: dict[str, Any] = {"index": 0, "text": ""}
+        if "prompt_logprobs" in body:
+            entries: list[Any] = [None]
+            entries += [{str(t): {"logprob": float(table[i, t]), "rank": 1}} for i, t in enumerate(ids[1:])]
+            choice["prompt_logprobs"] = entries
+        allowed = body.get("allowed_token_ids")
+        last = table[-1]
+        token = max(allowed, key=lambda t: float(last[t])) if allowed else int(last.argmax())
+        if body.get("return_token_ids"):
+            choice["token_ids"] = [token]
+        await asyncio.sleep(0)
+        return web.json_response({"choices": [choice]}, headers=headers | {"x-openmint-revision": served.digest})
+
+    def _model(self, served: ServedRevision) -> Any:
+        import torch
+        from peft import PeftModel
+        from peft.tuners.lora import LoraLayer
+        from transformers import AutoModelForCausalLM
+
+        key = (served.folder, served.scale)
+        if key not in self._models:
+            model = AutoModelForCausalLM.from_pretrained(self.base_folder, dtype=getattr(torch, self.dtype))
+            if served.folder is not None:
+                model = PeftModel.from_pretrained(model, str(served.folder), autocast_adapter_dtype=False)
+                for module in model.modules():
+                    if isinstance(module, LoraLayer):
+                        module.set_scale("default", served.scale)
+                model = model.to(getattr(torch, self.dtype))
+            self._models[key] = model.eval()
+        return self._models[key]
+
+
+@pytest.fixture
+async def engines(base_folder: Path) -> AsyncIterator[dict[str, ReferenceEngine]]:
+    """One engine per pool: fp32 for the gate, bf16 for serving."""
+    found = {
+        "gate-fp32": ReferenceEngine(base_folder, "float32"),
+        "serve": ReferenceEngine(base_folder, "bfloat16"),
+    }
+    for engine in found.values():
+        await engine.start()
+    yield found
+    for engine in found.values():
+        await engine.stop()

@@ -95,5 +95,5 @@ def test_verdict_follows_from_the_lines(lines: list[Check], is_no_op: bool, pass
 def test_used_up_tries_reject_and_say_so() -> None:
     verdict = could_not_evaluate(5, "no engine of pool gate-fp32 is alive")
     assert not verdict.passed
-    assert "could not be evaluated in 5 tries" in verdict.reasons[0]
+    assert "could not be evaluated (tries: 5)" in verdict.reasons[0]
     assert "gate-fp32" in verdict.reasons[0]
