@@ -19,7 +19,7 @@ Connection = asyncpg.Connection | PoolConnectionProxy
 COMMAND_TIMEOUT_S = 30.0
 """Longer than any query of ours; a connection to a dead host must not hold a worker for ever."""
 
-IDLE_TRANSACTION_MS = 60_000
+IDLE_TRANSACTION_MS = 30_000
 """A process that is stopped inside a transaction loses it, and with it the row locks that it would keep from others."""
 
 CLOSE_TIMEOUT_S = 5.0
@@ -36,8 +36,9 @@ _UNREACHABLE = (*_LOST, OSError, TimeoutError)
 class Catalog:
     """The catalogue as a service sees it: a pool, and transactions on it."""
 
-    def __init__(self, pool: asyncpg.Pool, *, fencing: bool) -> None:
+    def __init__(self, pool: asyncpg.Pool, *, dsn: str, fencing: bool) -> None:
         self.pool = pool
+        self.dsn = dsn
         self.fencing = fencing
 
     @classmethod
@@ -64,6 +65,10 @@ class Catalog:
             "jit": "off",
             "timezone": "UTC",
             "idle_in_transaction_session_timeout": str(IDLE_TRANSACTION_MS),
+            # A host that vanished gives its row locks back after half a minute, not after hours.
+            "tcp_keepalives_idle": "10",
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "4",
         }
         if not fencing:
             log.critical("catalog.fencing_disabled", effect="replaced workers can write; results will be doubled")
@@ -78,7 +83,7 @@ class Catalog:
             )
         except _UNREACHABLE as error:
             raise CatalogUnavailable(f"can't connect to the catalogue: {error}", retry_after_s=1.0) from error
-        return cls(pool, fencing=fencing)
+        return cls(pool, dsn=dsn, fencing=fencing)
 
     @asynccontextmanager
     async def connection(self) -> AsyncGenerator[Connection]:
@@ -92,7 +97,7 @@ class Catalog:
         except _LOST as error:
             raise CatalogUnavailable(f"the connection to the catalogue broke: {error!r}", retry_after_s=1.0) from error
         except asyncpg.InterfaceError as error:
-            if not connection.is_closed():
+            if not _is_gone(connection):
                 raise
             raise CatalogUnavailable(f"the connection to the catalogue broke: {error!r}", retry_after_s=1.0) from error
         finally:
@@ -114,3 +119,11 @@ class Catalog:
                 await self.pool.close()
         except TimeoutError:
             self.pool.terminate()
+
+
+def _is_gone(connection: Connection) -> bool:
+    """True when the server has ended this connection; the pool then takes it out of the caller's hand at once."""
+    try:
+        return connection.is_closed()
+    except asyncpg.InterfaceError:
+        return True

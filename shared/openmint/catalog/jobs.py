@@ -155,7 +155,7 @@ async def heartbeat_job(
     row = await conn.fetchrow(
         "update jobs set lease_until = clock_timestamp() + make_interval(secs => $3),"
         " progress = coalesce($4::jsonb, progress)"
-        " where job_id = $1 and ((fence = $2 and state = 'running') or (fencing_is_off() and state = 'running'))"
+        " where job_id = $1 and state = 'running' and (fence = $2 or fencing_is_off())"
         " returning cancel_requested",
         job_id,
         fence,

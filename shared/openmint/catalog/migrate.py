@@ -67,5 +67,5 @@ async def _apply_missing(connection: asyncpg.Connection) -> list[str]:
 async def _lock(connection: asyncpg.Connection) -> None:
     # A blocking lock call would hold a snapshot, which CREATE INDEX CONCURRENTLY in another runner waits for.
     async with asyncio.timeout(LOCK_PATIENCE_S):
-        while not await connection.fetchval("select pg_try_advisory_lock($1)", MIGRATION_LOCK):  # noqa: ASYNC110
+        while not await connection.fetchval("select pg_try_advisory_lock($1)", MIGRATION_LOCK):
             await asyncio.sleep(LOCK_POLL_S)
