@@ -1,0 +1,77 @@
+"""Every bound and time of the core, each with its reason."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the core allows."""
+
+    max_waiting: int = 2000
+    """Loads that wait in one pool. At some 10 ms a load on one engine, further ones would wait longer than anybody."""
+
+    tenant_share: float = 0.5
+    """The part of `max_waiting` that one tenant may take: the other half is always open to others."""
+
+    max_staging: int = 8
+    """Stages in flight per engine: fetches overlap, but the host packs on few cores."""
+
+    max_attach_batch: int = 32
+    """Attaches in one gap: at 6 ms each, a running stream pauses for at most 0.2 s."""
+
+    max_staged: int = 256
+    """Staged copies per engine's machine, beyond which the longest unused is dropped."""
+
+    max_tries: int = 4
+    """Engines asked before a load fails: enough for one that dies and one that refuses, with some to spare."""
+
+    lapse_s: float = 7.0
+    """Interest without renewal: three renewals of 2 s missed, and one second for the bus."""
+
+    silence_s: float = 5.0
+    """An engine without heartbeat, sent every second, for so long is gone."""
+
+    ageing_s: float = 10.0
+    """A waiting load rises one class after each of these, so that a prefetch is not postponed for ever."""
+
+    settle_s: float = 3.0
+    """A new resident is not evicted for so long: whoever waited for it must be able to use it."""
+
+    warm_s: float = 900.0
+    """How long the revisions before and after an alias move stay warm: a rollback comes within minutes."""
+
+    warm_share: float = 0.5
+    """The part of an engine's capacity that warm revisions may keep from others; beyond it, the oldest move goes."""
+
+    prefetch_patience_s: float = 120.0
+    """A prefetch that found no engine for so long is dropped; a request will ask again."""
+
+    look_s: float = 5.0
+    """The oldest look at an engine that decisions rest on when its heartbeats tell nothing new."""
+
+    look_timeout_s: float = 4.0
+    """A look that got no answer for so long is asked again."""
+
+    retry_delay_s: float = 0.25
+    """Before a load that failed on one engine is tried again."""
+
+    remove_timeout_s: float = 5.0
+    """How long an engine waits for the last request on an adapter that is being removed."""
+
+    remove_again_s: float = 2.0
+    """Before an adapter that was still in use is chosen for removal again."""
+
+    stuck_s: float = 2.0
+    """A staged load that got no room on its engine for so long may go to another."""
+
+    refusal_memory_s: float = 30.0
+    """A revision found bad is answered from memory for so long."""
+
+    refusal_memory: int = 10_000
+    """Revisions found bad that are remembered."""
+
+    min_retry_after_s: float = 1.0
+    """The smallest Retry-After: sooner, nothing will have changed."""
+
+    tenant_weights: dict[str, float] = field(default_factory=dict[str, float])
+    """A tenant's share of the loads relative to 1."""

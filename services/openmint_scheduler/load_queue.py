@@ -1,0 +1,135 @@
+"""The loads of one pool that wait for an engine, in the order in which they get one.
+
+Order: class (aged), then the tenant that has had least for its weight, then the earliest deadline. Bounded.
+"""
+
+import heapq
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Literal
+
+from openmint.events import LoadClass
+from openmint_scheduler.limits import Limits
+from openmint_scheduler.messages import CLASS_RANKS, Wanted
+
+Phase = Literal["waiting", "staging", "staged", "attaching"]
+
+
+@dataclass(slots=True)
+class Load:
+    """One load on its way. `engine` is set from `staging` on; `tries` counts the engines that failed it."""
+
+    wanted: Wanted
+    load_class: LoadClass
+    deadline_s: float
+    asked_s: float
+    phase: Phase = "waiting"
+    engine: str = ""
+    command: int = 0
+    since_s: float = 0.0
+    not_before_s: float = 0.0
+    tries: int = 0
+    avoid: set[str] = field(default_factory=set[str])
+    trouble: str = ""
+
+    def rank_at(self, now_s: float, ageing_s: float) -> int:
+        """The class's rank, one better for each `ageing_s` of waiting."""
+        return max(0, CLASS_RANKS[self.load_class] - int((now_s - self.asked_s) / ageing_s))
+
+
+class LoadQueue:
+    """Start-time fair queueing between tenants inside each class; deadlines inside each tenant."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._entered: dict[str, tuple[int, Load]] = {}
+        self._lanes: list[dict[str, list[tuple[float, int, Load]]]] = [{} for _ in CLASS_RANKS]
+        self._ranks: dict[str, int] = {}
+        self._of_tenant: dict[str, int] = {}
+        self._turn_s: dict[str, float] = {}
+        self._round_s = 0.0
+        self._tickets = count()
+
+    def __len__(self) -> int:
+        return len(self._entered)
+
+    def waiting_of(self, tenant: str) -> int:
+        """How many loads of this tenant wait."""
+        return self._of_tenant.get(tenant, 0)
+
+    def is_full_for(self, tenant: str) -> bool:
+        """True when the queue, or this tenant's share of it, is used up."""
+        share = max(1, int(self._limits.max_waiting * self._limits.tenant_share))
+        return len(self) >= self._limits.max_waiting or self.waiting_of(tenant) >= share
+
+    def push(self, load: Load, now_s: float) -> None:
+        """Let the load wait; for one that already waits: put it where its class and deadline belong now."""
+        digest, tenant = load.wanted.key.digest, load.wanted.tenant
+        if digest not in self._entered:
+            self._of_tenant[tenant] = self.waiting_of(tenant) + 1
+        ticket = next(self._tickets)
+        self._entered[digest] = (ticket, load)
+        rank = self._ranks[digest] = load.rank_at(now_s, self._limits.ageing_s)
+        heapq.heappush(self._lanes[rank].setdefault(tenant, []), (load.deadline_s, ticket, load))
+
+    def pop(self) -> Load | None:
+        """Take the load whose turn it is, and charge its tenant."""
+        for lane in self._lanes:
+            tenant = self._next_tenant(lane)
+            if tenant is not None:
+                load = heapq.heappop(lane[tenant])[2]
+                self._leave(load)
+                start_s = max(self._round_s, self._turn_s.get(tenant, 0.0))
+                self._round_s = start_s
+                self._turn_s[tenant] = start_s + 1.0 / self._limits.tenant_weights.get(tenant, 1.0)
+                return load
+        return None
+
+    def give_back(self, load: Load, now_s: float) -> None:
+        """Return a popped load that could not be placed, with its tenant's turn."""
+        self._turn_s[load.wanted.tenant] -= 1.0 / self._limits.tenant_weights.get(load.wanted.tenant, 1.0)
+        self.push(load, now_s)
+
+    def remove(self, load: Load) -> None:
+        """Take a load out, wherever it stands."""
+        if load.wanted.key.digest in self._entered:
+            self._leave(load)
+
+    def worst(self) -> Load | None:
+        """The prefetch that waits with the latest deadline, which may give way to a request; None without one."""
+        prefetches = [load for _, load in self._entered.values() if load.load_class == "prefetch"]
+        return max(prefetches, key=lambda load: (load.deadline_s, load.wanted.key.digest), default=None)
+
+    def age(self, now_s: float) -> None:
+        """Raise what has waited long, and forget the turns of tenants that fell behind the round."""
+        for _, load in list(self._entered.values()):
+            if load.rank_at(now_s, self._limits.ageing_s) != self._ranks[load.wanted.key.digest]:
+                self.push(load, now_s)
+        self._turn_s = {t: turn_s for t, turn_s in self._turn_s.items() if turn_s > self._round_s}
+
+    def in_order(self) -> list[Load]:
+        """All that wait, roughly as they will be served (turns between tenants are not played out)."""
+        loads = [load for _, load in self._entered.values()]
+        return sorted(loads, key=lambda load: (self._ranks[load.wanted.key.digest], load.deadline_s))
+
+    def _next_tenant(self, lane: dict[str, list[tuple[float, int, Load]]]) -> str | None:
+        best: tuple[float, float, str] | None = None
+        for tenant in list(lane):
+            heap = lane[tenant]
+            while heap and self._entered.get(heap[0][2].wanted.key.digest, (None, None))[0] != heap[0][1]:
+                heapq.heappop(heap)  # It left, or stands elsewhere since.
+            if not heap:
+                del lane[tenant]
+                continue
+            turn = (max(self._round_s, self._turn_s.get(tenant, 0.0)), heap[0][0], tenant)
+            best = turn if best is None or turn < best else best
+        return best[2] if best else None
+
+    def _leave(self, load: Load) -> None:
+        digest, tenant = load.wanted.key.digest, load.wanted.tenant
+        del self._entered[digest], self._ranks[digest]
+        left = self._of_tenant[tenant] - 1
+        if left:
+            self._of_tenant[tenant] = left
+        else:
+            del self._of_tenant[tenant]
