@@ -43,12 +43,11 @@ def answer(model: "ReferenceModel", request: Request) -> BaseModel:
             return EncodedTexts(token_ids=encode_texts(model.tokenizer, request.texts))
         case EncodeRows():
             return encode_rows(model.tokenizer, request.rows, request.labels, request.max_tokens)
-        case ComputeLogprobs(adapter=None):
-            return ComputedLogprobs(by_scale=[model.base_logprobs(request.sequences)])
         case ComputeLogprobs():
-            return ComputedLogprobs(
-                by_scale=model.adapter_logprobs(Path(request.adapter), request.scales, request.sequences)
-            )
+            if request.adapter is None:
+                return ComputedLogprobs(by_scale=[model.base_logprobs(request.sequences)])
+            folder = Path(request.adapter)
+            return ComputedLogprobs(by_scale=model.adapter_logprobs(folder, request.scales, request.sequences))
         case DescribeReference():
             return ReferenceDescription(text=model.describe())
 

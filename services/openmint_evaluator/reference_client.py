@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -180,7 +180,7 @@ class ReferencePool:
 
 
 @contextlib.asynccontextmanager
-async def open_references(timeout_s: float, idle_s: float) -> AsyncIterator[ReferencePool]:
+async def open_references(timeout_s: float, idle_s: float) -> AsyncGenerator[ReferencePool]:
     """A pool that ends its child on leaving."""
     pool = ReferencePool(timeout_s, idle_s)
     try:

@@ -1,11 +1,12 @@
 """A tiny base with random weights, adapters made by stock PEFT, and an engine that the reference model itself backs."""
 
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import pytest
@@ -78,6 +79,7 @@ async def child(base_folder: Path) -> AsyncIterator[object]:
 def make_adapter(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a random rank 4 adapter as a PEFT folder: same seed, same adapter; `strength` scales B."""
 
+    @functools.cache
     def make(seed: int, strength: float = 0.1, near: int | None = None) -> Path:
         """`near`: this share of another seed's weights is mixed in, which makes the two siblings."""
         import torch
@@ -116,6 +118,7 @@ class ReferenceEngine:
     """A real HTTP server that speaks the engine's contract and answers with Hugging Face models in one dtype."""
 
     KEY = "test-engine-key"
+    MODELS: ClassVar[dict[tuple[Path, str, Path | None, float], Any]] = {}
 
     def __init__(self, base_folder: Path, dtype: str) -> None:
         self.base_folder = base_folder
@@ -126,7 +129,6 @@ class ReferenceEngine:
         self.requests: list[dict[str, Any]] = []
         self.busy_answers = 0
         self.broken = False
-        self._models: dict[tuple[Path | None, float], Any] = {}
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -189,8 +191,8 @@ class ReferenceEngine:
         from peft.tuners.lora import LoraLayer
         from transformers import AutoModelForCausalLM
 
-        key = (served.folder, served.scale)
-        if key not in self._models:
+        key = (self.base_folder, self.dtype, served.folder, served.scale)
+        if key not in self.MODELS:
             model = AutoModelForCausalLM.from_pretrained(self.base_folder, dtype=getattr(torch, self.dtype))
             if served.folder is not None:
                 model = PeftModel.from_pretrained(model, str(served.folder), autocast_adapter_dtype=False)
@@ -198,8 +200,8 @@ class ReferenceEngine:
                     if isinstance(module, LoraLayer):
                         module.set_scale("default", served.scale)
                 model = model.to(getattr(torch, self.dtype))
-            self._models[key] = model.eval()
-        return self._models[key]
+            self.MODELS[key] = model.eval()
+        return self.MODELS[key]
 
 
 @pytest.fixture
