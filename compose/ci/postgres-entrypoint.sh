@@ -1,7 +1,7 @@
 #!/bin/bash
 # initdb once, then the server; POSTGRES_PASSWORD_FILE and POSTGRES_DB as the upstream image has them.
 set -euo pipefail
-data=/var/lib/postgresql/data/pg
+data=/var/lib/postgresql/18
 if [ ! -s "$data/PG_VERSION" ]; then
   initdb --no-sync -E UTF8 --locale=C.UTF-8 -U postgres --auth-host=scram-sha-256 --auth-local=trust \
     --pwfile="$POSTGRES_PASSWORD_FILE" -D "$data" >/dev/null
