@@ -6,7 +6,7 @@ import asyncpg
 
 from openmint.catalog.database import Connection
 from openmint.catalog.outbox_rows import append
-from openmint.catalog.rows import Alias, AliasHistoryEntry, AliasMove
+from openmint.catalog.rows import Alias, AliasHistoryEntry, AliasMove, fields_of
 from openmint.errors import AliasConflict, AliasFrozen, NotEligible, NotFound, OpenmintError
 from openmint.events import AliasMoved, AliasTarget
 from openmint.identifiers import check_alias, digest_from_bytes
@@ -167,7 +167,7 @@ async def history(conn: Connection, policy_id: UUID, alias: str, limit: int = 10
         alias,
         limit,
     )
-    return [AliasHistoryEntry(**{**row, "digest": digest_from_bytes(row["digest"])}) for row in rows]
+    return [AliasHistoryEntry(**fields_of(row, digest=digest_from_bytes(row["digest"]))) for row in rows]
 
 
 async def _set_frozen(
@@ -203,7 +203,7 @@ async def _call(conn: Connection, query: str, *arguments: object) -> asyncpg.Rec
         async with conn.transaction():
             row = await conn.fetchrow(query, *arguments)
     except asyncpg.PostgresError as error:
-        refusal = _REFUSALS.get(error.sqlstate or "")
+        refusal = _REFUSALS.get(str(getattr(error, "sqlstate", "")))
         if refusal is None:
             raise
         raise refusal(str(error)) from error
@@ -253,4 +253,4 @@ async def _target(conn: Connection, revision_id: UUID) -> AliasTarget:
 
 
 def _alias_from(row: asyncpg.Record) -> Alias:
-    return Alias(**{**row, "digest": digest_from_bytes(row["digest"])})
+    return Alias(**fields_of(row, digest=digest_from_bytes(row["digest"])))

@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from openmint.catalog.database import Connection
+from openmint.catalog.database import Connection, value_of
 from openmint.catalog.jobs import find_job
 from openmint.catalog.outbox_rows import append
 from openmint.catalog.revisions import find_revision
@@ -138,7 +138,7 @@ async def _wanted_revision(conn: Connection, job: Job, checkpoint: Checkpoint) -
     )
     if inserted is not None:
         return await find_revision(conn, inserted), True
-    present = await conn.fetchval(
-        "select revision_id from revisions where job_id = $1 and step = $2", job.job_id, checkpoint.step
+    present: UUID = await value_of(
+        conn, "select revision_id from revisions where job_id = $1 and step = $2", job.job_id, checkpoint.step
     )
     return await find_revision(conn, present), False

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import structlog
@@ -31,6 +32,11 @@ UNSAFE_NO_FENCING_VARIABLE = "OPENMINT_UNSAFE_NO_FENCING"
 
 _LOST = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, ConnectionError)
 _UNREACHABLE = (*_LOST, OSError, TimeoutError)
+
+
+async def value_of(conn: Connection, query: str, *arguments: object) -> Any:
+    """The first column of the first row, or None when there is no row."""
+    return await conn.fetchval(query, *arguments)
 
 
 class Catalog:

@@ -1,7 +1,7 @@
 """Datasets that tenants have put into the store, named by the digest of their canonical rows."""
 
 from openmint.catalog.database import Connection
-from openmint.catalog.rows import Dataset
+from openmint.catalog.rows import Dataset, fields_of
 from openmint.catalog.tenants import ensure_tenant
 from openmint.errors import NotFound
 from openmint.identifiers import digest_bytes, digest_from_bytes
@@ -32,7 +32,7 @@ async def find_dataset(conn: Connection, tenant: str, digest: str) -> Dataset:
     )
     if row is None:
         raise NotFound(f"tenant {tenant} has no dataset {digest}", field="dataset.digest")
-    return Dataset(**{**row, "digest": digest_from_bytes(row["digest"])})
+    return Dataset(**fields_of(row, digest=digest_from_bytes(row["digest"])))
 
 
 async def list_datasets(conn: Connection, tenant: str, limit: int = 100) -> list[Dataset]:
@@ -40,4 +40,4 @@ async def list_datasets(conn: Connection, tenant: str, limit: int = 100) -> list
     rows = await conn.fetch(
         f"select {_COLUMNS} from datasets where tenant = $1 order by created_at desc, digest limit $2", tenant, limit
     )
-    return [Dataset(**{**row, "digest": digest_from_bytes(row["digest"])}) for row in rows]
+    return [Dataset(**fields_of(row, digest=digest_from_bytes(row["digest"]))) for row in rows]

@@ -9,7 +9,7 @@ from datetime import datetime
 import asyncpg
 
 from openmint.catalog.database import Connection
-from openmint.catalog.rows import ApiKey
+from openmint.catalog.rows import ApiKey, fields_of
 from openmint.catalog.tenants import ensure_tenant
 from openmint.errors import BadRequest, NotFound, Unauthorised
 
@@ -105,4 +105,4 @@ _NOBODY = bytes(32)
 
 
 def _key_from(row: asyncpg.Record) -> ApiKey:
-    return ApiKey(**{**row, "scopes": frozenset(row["scopes"])})
+    return ApiKey(**fields_of(row, scopes=frozenset(row["scopes"])))

@@ -1,6 +1,6 @@
 """Who leads: one scheduler per base model, by a lock that ends with the connection that took it."""
 
-from openmint.catalog.database import Connection
+from openmint.catalog.database import Connection, value_of
 
 LEADER_LOCK_CLASS = 0x6C656164
 """The first half of the two-part advisory lock; `lead` in ASCII."""
@@ -15,14 +15,15 @@ async def take_leadership(conn: Connection, base: str, owner: str) -> int | None
     got = await conn.fetchval("select pg_try_advisory_lock($1, hashtext($2))", LEADER_LOCK_CLASS, base)
     if not got:
         return None
-    epoch = await conn.fetchval(
+    epoch: int = await value_of(
+        conn,
         "insert into leaders (base, owner, epoch) values ($1, $2, 1)"
         " on conflict (base) do update set owner = excluded.owner, epoch = leaders.epoch + 1,"
         " taken_at = clock_timestamp() returning epoch",
         base,
         owner,
     )
-    return int(epoch)
+    return epoch
 
 
 async def still_leads(conn: Connection, base: str, epoch: int) -> bool:

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import asyncpg
 
-from openmint.catalog.database import Connection
+from openmint.catalog.database import Connection, value_of
 from openmint.catalog.evaluations import insert_evaluations
 from openmint.catalog.policies import MAX_PAGE, ensure_policy
 from openmint.catalog.resolution import Resolution, resolve
@@ -124,7 +124,8 @@ async def begin_import(
     """
     async with conn.transaction():
         row_policy = await ensure_policy(conn, tenant, policy, base)
-        revision_id = await conn.fetchval(
+        revision_id: UUID = await value_of(
+            conn,
             "insert into revisions (tenant, policy_id, base, step, state, fence, tries, owner, lease_until, source)"
             " values ($1, $2, $3, $4, 'exporting', 1, 1, $5, clock_timestamp() + make_interval(secs => $6), $7)"
             " returning revision_id",

@@ -264,6 +264,11 @@ def load_json(value: str | None) -> Any:
     return None if value is None else json.loads(value)
 
 
+def fields_of(row: asyncpg.Record, **changes: Any) -> dict[str, Any]:
+    """The row's columns by name, as a dataclass takes them; `changes` replaces some."""
+    return {**row, **changes}
+
+
 JOB_COLUMNS = (
     "j.job_id, j.tenant, j.policy_id, p.name as policy, j.base, j.spec, j.idempotency_key, j.request_id,"
     " j.request_hash, j.state, j.fence, j.tries, j.owner, j.lease_until, j.cancel_requested, j.cancelled_by,"
@@ -282,7 +287,7 @@ REVISION_COLUMNS = (
 
 def job_from(row: asyncpg.Record) -> Job:
     """The job in a row of JOB_COLUMNS."""
-    fields = dict(row)
+    fields = fields_of(row)
     fields["spec"] = load_json(fields["spec"])
     fields["progress"] = load_json(fields["progress"])
     fields["cause"] = _cause_from(fields["cause"])
@@ -292,7 +297,7 @@ def job_from(row: asyncpg.Record) -> Job:
 
 def revision_from(row: asyncpg.Record) -> Revision:
     """The revision in a row of REVISION_COLUMNS."""
-    fields = dict(row)
+    fields = fields_of(row)
     fields["state"] = RevisionState(fields["state"])
     if fields["quarantined_from"] is not None:
         fields["quarantined_from"] = RevisionState(fields["quarantined_from"])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from openmint.catalog.database import Connection
+from openmint.catalog.rows import fields_of
 from openmint.identifiers import digest_bytes, digest_from_bytes
 
 
@@ -54,4 +55,6 @@ async def read_usage(conn: Connection, tenant: str, since: datetime, limit: int 
         since,
         limit,
     )
-    return [UsageRow(**{**row, "digest": digest_from_bytes(row["digest"]) if row["digest"] else None}) for row in rows]
+    return [
+        UsageRow(**fields_of(row, digest=digest_from_bytes(row["digest"]) if row["digest"] else None)) for row in rows
+    ]
