@@ -197,9 +197,7 @@ def read_header(path: Path) -> LayoutHeader:
         raw = file.read(length)
     try:
         body = json.loads(raw)
-        modules = tuple(
-            PackedModule(m["name"], m["packed"], _places(m["a"]), _places(m["b"])) for m in body["modules"]
-        )
+        modules = tuple(PackedModule(m["name"], m["packed"], _places(m["a"]), _places(m["b"])) for m in body["modules"])
         offset = -(-(8 + length) // ALIGNMENT) * ALIGNMENT
         header = LayoutHeader(
             body["digest"],

@@ -3,6 +3,7 @@
 import secrets
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from pydantic import Field
 
@@ -34,7 +35,7 @@ class EngineHostSettings(CommonSettings):
     max_num_seqs: int = Field(default=16, ge=1)
     max_model_len: int = Field(default=2048, ge=16)
     kv_cache_gib: int = Field(default=1, ge=1, description="On CPU; vLLM takes whole GiB only")
-    core: str = Field(default="", description="CPU cores for the model's threads, such as 0 or 0-3; empty: vLLM's choice")
+    core: str = Field(default="", description="CPU cores of the model, such as 0 or 0-3; empty: vLLM's choice")
     vllm_arguments: str = Field(default="", description="More arguments for vLLM, as on a command line (GPU settings)")
     margin: int = Field(default=2, ge=0, description="Sequences admitted beyond max_num_seqs")
     tenant_share: float = Field(default=0.75, gt=0, le=1, description="Part of the engine that one tenant may take")
@@ -49,6 +50,14 @@ class EngineHostSettings(CommonSettings):
     drain_s: float = Field(default=10.0, description="On a stop, requests in flight get so long to finish")
     announce: bool = Field(default=True, description="False: run without the bus (an engine by itself)")
 
+    def resolve(self) -> Self:
+        """As for every service, but an engine host needs no catalogue, and without announcements no bus either."""
+        unneeded = {} if self.postgres_dsn else {"postgres_dsn": "unused"}
+        if not self.announce:
+            unneeded |= {"nats_url": "unused"}
+        found = super(EngineHostSettings, self.model_copy(update=unneeded)).resolve()
+        return found.model_copy(update=dict.fromkeys(unneeded, ""))
+
     @cached_property
     def base(self) -> str:
         """The base's name. Raises: BadName."""
@@ -62,7 +71,7 @@ class EngineHostSettings(CommonSettings):
     @cached_property
     def run_dir(self) -> Path:
         """Where this engine's files are."""
-        return (self.spool_dir or self.state_dir / "spool") / check_name(self.engine_name, "engine")
+        return ((self.spool_dir or self.state_dir / "spool") / check_name(self.engine_name, "engine")).resolve()
 
     @cached_property
     def inference_key(self) -> str:

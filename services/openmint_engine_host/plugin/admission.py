@@ -81,7 +81,9 @@ class Admission:
         if self.in_flight + sequences > self.limit:
             return Refusal("busy", f"{self.in_flight} of {self.limit} sequences are in flight")
         if self._by_tenant[tenant] + sequences > self.tenant_limit:
-            return Refusal("busy", f"tenant {tenant} has {self._by_tenant[tenant]} of its {self.tenant_limit} sequences")
+            return Refusal(
+                "busy", f"tenant {tenant} has {self._by_tenant[tenant]} of its {self.tenant_limit} sequences"
+            )
         self.in_flight += sequences
         self._by_tenant[tenant] += sequences
         self.hold(adapter, sequences)

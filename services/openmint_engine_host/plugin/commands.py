@@ -101,8 +101,10 @@ class Commands:
         }
 
     async def _start(self, body: dict[str, Any], api: object) -> dict[str, Any]:
-        """Test the LoRA kernels and tell the module table; the engine admits requests from here on."""
+        """Test the LoRA kernels and one token of the base (which also warms vLLM up); admit requests from here on."""
         fault = await self._version.call_worker(api, "openmint_self_test")
+        if not fault and not math.isfinite(logprob := await self._version.probe(api, None)):
+            fault = f"the base answers {logprob}"
         if fault:
             raise CommandRefused(500, "self_test_failed", str(fault))
         table = await self._version.call_worker(api, "openmint_module_table")

@@ -112,7 +112,7 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
 
 
 def _sequences(request: dict[str, Any]) -> int:
-    """How many sequences vLLM will run for this request: prompts times `n`. Odd values count as one; vLLM refuses them."""
+    """How many sequences vLLM will run for this request: prompts times `n`. Odd values count as one."""
     n = request.get("n")
     n = n if isinstance(n, int) and n > 0 else 1
     prompt = request.get("prompt")

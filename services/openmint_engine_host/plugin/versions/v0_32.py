@@ -137,12 +137,16 @@ class Vllm032:
 
         request = load and LoRARequest(lora_name=load.name, lora_int_id=load.adapter_id, lora_path=load.path)
         sampling = SamplingParams(max_tokens=1, min_tokens=1, temperature=0.0, logprobs=1)
-        answer: Any = None
-        async for answer in cast(Any, api).engine_client.generate(
-            {"prompt_token_ids": list(PROBE_PROMPT)}, sampling, f"openmint-probe-{uuid.uuid4()}", lora_request=request
-        ):
-            pass
-        tokens = answer.outputs[0]
+        answers = [
+            answer
+            async for answer in cast(Any, api).engine_client.generate(
+                {"prompt_token_ids": list(PROBE_PROMPT)},
+                sampling,
+                f"openmint-probe-{uuid.uuid4()}",
+                lora_request=request,
+            )
+        ]
+        tokens = answers[-1].outputs[0]
         if not tokens.token_ids or not tokens.logprobs:
             return math.nan
         return float(tokens.logprobs[0][tokens.token_ids[0]].logprob)
@@ -277,9 +281,7 @@ def _check_kernels(manager: Any) -> str:
             x = numbers(len(slot_of_row), in_size)
             y = torch.zeros(len(slot_of_row), sum(module.output_slices), dtype=dtype, device=device)
             if any(slot >= 0 for slot in slot_of_row):
-                wrapper.add_lora_linear(
-                    y, x, module.lora_a_stacked, module.lora_b_stacked, 1.0, module.output_slices
-                )
+                wrapper.add_lora_linear(y, x, module.lora_a_stacked, module.lora_b_stacked, 1.0, module.output_slices)
             wrong = _compare_rows(slot_of_row, x, y, adapters)
             if wrong:
                 return f"{name}: {wrong}"

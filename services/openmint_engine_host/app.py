@@ -1,0 +1,114 @@
+"""Starts an engine host: `python -m openmint_engine_host.app`."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from aiohttp import web
+
+from openmint.adapters.signing import TrustedKeys
+from openmint.adapters.store import Store
+from openmint.bases import read_base_folder
+from openmint.bus.connection import connect_bus
+from openmint.health import reporting_health
+from openmint.logs import configure_logging
+from openmint_engine_host.control import ControlServer
+from openmint_engine_host.heartbeats import Announcer, ResidencyFeed, Silence, beat
+from openmint_engine_host.host import EngineHost
+from openmint_engine_host.launch import free_port, lora_targets
+from openmint_engine_host.plugin.versions import installed_version
+from openmint_engine_host.settings import EngineHostSettings
+from openmint_engine_host.spool import Spool
+from openmint_engine_host.staging import Stager
+from openmint_engine_host.store_source import StoreSource
+from openmint_engine_host.supervisor import Supervisor
+
+log = structlog.get_logger()
+
+
+async def serve(settings: EngineHostSettings, stop: asyncio.Event) -> None:
+    """Run one engine until `stop` is set; its process group is gone when this returns."""
+    base = await asyncio.to_thread(read_base_folder, settings.base_folder)
+    store = Store.open(settings.store_url)
+    source = StoreSource(store, base, TrustedKeys.open(settings.state_dir), settings.max_adapter_bytes)
+    spool = Spool(settings.run_dir / "prepared", settings.spool_bytes)
+    supervisor = Supervisor(settings, lora_targets(base.modules))
+
+    def stager(resident_digests: Callable[[], set[str]]) -> Stager:
+        return Stager(source, spool, settings.run_dir / "scratch", settings.staging_concurrency, resident_digests)
+
+    async with _announcer(settings) as announcer:
+        feed = ResidencyFeed(announcer, settings.engine_name, settings.base, base.digest, settings.pool_names)
+        host = EngineHost(settings, base.digest, supervisor, stager, feed)
+        host.build = f"vllm {installed_version()} {settings.dtype}"
+        control = ControlServer(host, settings.engine_control_key, settings.engine_read_key)
+        async with _listening(control, settings) as port, contextlib.AsyncExitStack() as stack:
+            host.control_url = settings.advertised(port)
+            log.info("control.listening", url=host.control_url)
+            await stack.enter_async_context(reporting_health({"engine": host.is_ready}))
+            beating = asyncio.create_task(beat(announcer, host.heartbeat))
+            running = asyncio.create_task(supervisor.run(host.on_ready, host.on_lost))
+            await asyncio.wait([asyncio.create_task(stop.wait()), running], return_when=asyncio.FIRST_COMPLETED)
+            await _drain(host, settings.drain_s)
+            for task in (running, beating):
+                task.cancel()
+            outcomes = await asyncio.gather(running, beating, return_exceptions=True)
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+
+async def _drain(host: EngineHost, seconds: float) -> None:
+    """Let requests in flight finish, for a bounded time."""
+    with contextlib.suppress(Exception):
+        await host.drain("the engine is stopping")
+    deadline = asyncio.get_running_loop().time() + seconds
+    while await host.in_flight() and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.1)
+
+
+@contextlib.asynccontextmanager
+async def _announcer(settings: EngineHostSettings) -> AsyncIterator[Announcer]:
+    if not settings.announce:
+        yield Silence()
+        return
+    bus = await connect_bus(settings, f"engine-host-{settings.engine_name}")
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+@contextlib.asynccontextmanager
+async def _listening(control: ControlServer, settings: EngineHostSettings) -> AsyncIterator[int]:
+    port = settings.control_port or free_port(settings.host)
+    runner = web.AppRunner(control.application(), access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, settings.host, port).start()
+        yield port
+    finally:
+        await runner.cleanup()
+
+
+async def run() -> None:
+    """Read the settings, serve until SIGTERM or SIGINT."""
+    settings = EngineHostSettings().resolve()  # pyright: ignore[reportCallIssue]  # filled from the environment
+    configure_logging("engine_host", settings)
+    structlog.contextvars.bind_contextvars(engine=settings.engine_name)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(settings, stop)
+
+
+def main() -> None:
+    """Entry point."""
+    asyncio.run(run())
+
+
+if __name__ == "__main__":
+    main()

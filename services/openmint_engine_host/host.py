@@ -1,0 +1,263 @@
+"""One engine as the scheduler sees it: what it holds, and the commands that change that.
+
+`EngineHost` is an `openmint.engines.protocol.Engine`; `control.py` puts it on the network.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import structlog
+
+from openmint.engines.protocol import (
+    AttachRequest,
+    AttachResult,
+    CommandStamp,
+    EngineCondition,
+    EngineState,
+    Resident,
+    StageResult,
+)
+from openmint.errors import EngineFailed, NotFound
+from openmint.events.serving import EngineHeartbeat
+from openmint_engine_host.command_gate import CommandGate
+from openmint_engine_host.heartbeats import ResidencyFeed
+from openmint_engine_host.settings import EngineHostSettings
+from openmint_engine_host.spool import Prepared
+from openmint_engine_host.staging import Stager
+from openmint_engine_host.supervisor import Boot, Supervisor
+
+log = structlog.get_logger()
+
+
+class EngineHost:
+    """The control side of one real engine."""
+
+    def __init__(
+        self,
+        settings: EngineHostSettings,
+        base_digest: str,
+        supervisor: Supervisor,
+        stager: Callable[[Callable[[], set[str]]], Stager],
+        feed: ResidencyFeed,
+    ) -> None:
+        self._settings = settings
+        self._base_digest = base_digest
+        self._supervisor = supervisor
+        self._stager = stager(self.resident_digests)
+        self._feed = feed
+        self._gate = CommandGate()
+        self._attaching = asyncio.Lock()
+        self._stage_ms: dict[str, float] = {}
+        self.control_url = ""
+        self.build = ""
+        self.is_draining = False
+
+    def resident_digests(self) -> set[str]:
+        """Revisions that the engine holds, by its newest pulse and by attaches since."""
+        boot = self._supervisor.boot
+        return {str(a["digest"]) for a in boot.pulse.get("adapters", ())} if boot else set()
+
+    async def on_ready(self, boot: Boot) -> None:
+        """A boot answers: tell the bus."""
+        await self._feed.joined(boot, self.control_url, self.build)
+
+    async def on_lost(self, boot: Boot, reason: str) -> None:
+        """A boot is gone: tell the bus."""
+        await self._feed.left(boot, reason)
+
+    async def state(self) -> EngineState:
+        """What the engine holds now, by its worker's own list."""
+        boot = self._supervisor.ready_boot()
+        state = await boot.plugin.state()
+        boot.pulse = state
+        return EngineState(
+            engine=self._settings.engine_name,
+            base=self._settings.base,
+            base_digest=self._base_digest,
+            boot_id=boot.boot_id,
+            pools=self._settings.pool_names,
+            url=boot.url,
+            condition=self._condition(state),
+            build=self.build,
+            capabilities=boot.capabilities,
+            capacity=boot.capacity,
+            slots=boot.slots,
+            max_rank=boot.module_table.max_rank,
+            max_running=self._settings.max_num_seqs,
+            list_version=state["list_version"],
+            last_command=self._gate.last_command,
+            running=state["running"],
+            waiting=state["waiting"],
+            residents=residents_of(state),
+            staged=self._stager.digests(boot.layout),
+            slot_adapters=tuple(state["slots"]),
+        )
+
+    async def stage(self, stamp: CommandStamp, digest: str) -> StageResult:
+        """Fetch, verify and repack a revision."""
+        self._gate.check(stamp)
+        boot = self._supervisor.ready_boot()
+        result = await self._stager.stage(digest, boot.module_table)
+        if not result.was_staged:
+            self._stage_ms[digest] = result.fetch_ms + result.verify_ms + result.pack_ms
+            log.info("adapter.staged", revision=digest, stage_ms=round(self._stage_ms[digest], 1))
+        return result
+
+    async def attach(self, stamp: CommandStamp, requests: list[AttachRequest]) -> list[AttachResult]:
+        """Make staged revisions resident, all in one gap between steps."""
+        with self._gate.applying(stamp):
+            boot = self._supervisor.ready_boot()
+            async with self._attaching:
+                return await self._attach_where_room(boot, requests)
+
+    async def _attach_where_room(self, boot: Boot, requests: list[AttachRequest]) -> list[AttachResult]:
+        boot.pulse = await boot.plugin.pulse()
+        present = {a["digest"] for a in boot.pulse["adapters"] if not a["is_draining"]}
+        held = len(boot.pulse["adapters"])
+        answers: dict[str, AttachResult] = {}
+        fresh: list[tuple[AttachRequest, Prepared | None]] = []
+        for request in requests:
+            prepared = self._stager.find(request.digest, boot.layout)
+            if request.digest in present:
+                fresh.append((request, prepared))
+            elif prepared is None:
+                answers[request.digest] = _failed(request.digest, "not_staged", "it is not staged on this engine")
+            elif held >= boot.capacity:
+                answers[request.digest] = _failed(request.digest, "full", f"it holds {held} of {boot.capacity}")
+            else:
+                held += 1
+                present.add(request.digest)
+                fresh.append((request, prepared))
+        if fresh:
+            answers |= await self._attach(boot, fresh)
+        return [answers[request.digest] for request in requests]
+
+    async def _attach(self, boot: Boot, fresh: list[tuple[AttachRequest, Prepared | None]]) -> dict[str, AttachResult]:
+        before = {a["name"] for a in boot.pulse["adapters"]}
+        outcomes = await boot.plugin.attach(
+            [
+                {
+                    "digest": request.digest,
+                    "label": request.label,
+                    "path": str(prepared.folder) if prepared else "",
+                    "adapter_bytes": prepared.layout_bytes if prepared else 0,
+                }
+                for request, prepared in fresh
+            ]
+        )
+        boot.pulse = await boot.plugin.pulse()
+        answers: dict[str, AttachResult] = {}
+        for (request, _), outcome in zip(fresh, outcomes, strict=True):
+            if outcome["error"]:
+                answers[request.digest] = _failed(request.digest, "refused", outcome["error"])
+                log.warning("adapter.refused", revision=request.digest, policy=request.label, detail=outcome["error"])
+                continue
+            name, attach_ms = outcome["name"], outcome["attach_ms"]
+            answers[request.digest] = AttachResult(request.digest, name, attach_ms)
+            if name not in before:
+                stage_ms = self._stage_ms.pop(request.digest, 0.0)
+                log.info("adapter.attached", adapter_name=name, attach_ms=round(attach_ms, 2))
+                await self._feed.resident(boot, request.digest, name, stage_ms, attach_ms)
+        return answers
+
+    async def remove(self, stamp: CommandStamp, adapter_name: str, timeout_s: float) -> bool:
+        """Drain an adapter and free it; False when it was still in use after `timeout_s`."""
+        with self._gate.applying(stamp):
+            boot = self._supervisor.ready_boot()
+            digest = next((a["digest"] for a in boot.pulse.get("adapters", ()) if a["name"] == adapter_name), None)
+            outcome = await boot.plugin.remove(adapter_name, timeout_s)
+            boot.pulse = await boot.plugin.pulse()
+            if outcome["removed"] and outcome["was_resident"] and digest is not None:
+                log.info("adapter.removed", adapter_name=adapter_name)
+                await self._feed.gone(boot, digest, adapter_name, "drained" if self.is_draining else "evicted")
+            return bool(outcome["removed"])
+
+    async def unstage(self, stamp: CommandStamp, digest: str) -> None:
+        """Drop the staged copy of a revision that is not resident."""
+        self._gate.check(stamp)
+        self._stager.drop(digest, self._supervisor.ready_boot().layout)
+
+    async def probe(self, adapter_name: str) -> float:
+        """Logprob in nats of one token by a resident adapter, or by the base. Raises: NotFound, EngineFailed."""
+        boot = self._supervisor.ready_boot()
+        if adapter_name in ("", self._settings.base):
+            return await boot.plugin.probe("")
+        if adapter_name not in {a["name"] for a in (await boot.plugin.pulse())["adapters"]}:
+            raise NotFound(f"{adapter_name[:200]} is not on engine {self._settings.engine_name}")
+        return await boot.plugin.probe(adapter_name)
+
+    async def drain(self, reason: str) -> None:
+        """Admit nothing more; what is in flight goes on."""
+        self.is_draining = True
+        boot = self._supervisor.boot
+        if boot is not None:
+            await boot.plugin.close_admission(reason)
+
+    async def in_flight(self) -> int:
+        """Sequences in flight; 0 when there is no engine."""
+        try:
+            return int((await self._supervisor.ready_boot().plugin.pulse())["in_flight"])
+        except EngineFailed:
+            return 0
+
+    async def is_ready(self) -> bool:
+        """Does the engine answer?"""
+        return self._supervisor.boot is not None
+
+    async def close(self) -> None:
+        """Nothing is held open between calls."""
+
+    def resident_list(self) -> dict[str, Any]:
+        """What a gateway needs to send requests here, from the newest pulse. Raises: EngineFailed."""
+        boot = self._supervisor.ready_boot()
+        return {
+            "engine": self._settings.engine_name,
+            "base": self._settings.base,
+            "boot_id": str(boot.boot_id),
+            "pools": list(self._settings.pool_names),
+            "url": boot.url,
+            "list_version": boot.pulse["list_version"],
+            "list_hash": boot.pulse["list_hash"],
+            "last_command": self._gate.last_command,
+            "residents": [asdict(resident) for resident in residents_of(boot.pulse)],
+        }
+
+    def heartbeat(self) -> EngineHeartbeat | None:
+        """The engine in one line, from its newest pulse; None while it is down."""
+        boot = self._supervisor.boot
+        if boot is None or not boot.pulse:
+            return None
+        pulse = boot.pulse
+        return EngineHeartbeat(
+            base=self._settings.base,
+            base_digest=self._base_digest,
+            engine=self._settings.engine_name,
+            boot_id=boot.boot_id,
+            pools=list(self._settings.pool_names),
+            url=boot.url,
+            control_url=self.control_url,
+            state=self._condition(pulse),
+            capacity=boot.capacity,
+            max_rank=boot.module_table.max_rank,
+            list_version=pulse["list_version"],
+            list_hash=pulse["list_hash"],
+            last_command=self._gate.last_command,
+            residents=len(pulse["adapters"]),
+            staged=len(self._stager.digests(boot.layout)),
+            running=pulse["running"],
+            waiting=pulse["waiting"],
+        )
+
+    def _condition(self, pulse: dict[str, Any]) -> EngineCondition:
+        return "draining" if self.is_draining or pulse["closed_because"] else "ready"
+
+
+def residents_of(pulse: dict[str, Any]) -> tuple[Resident, ...]:
+    """The adapters of a pulse or a state."""
+    return tuple(Resident(a["digest"], a["name"], a["in_flight"], a["adapter_bytes"]) for a in pulse["adapters"])
+
+
+def _failed(digest: str, code: str, detail: str) -> AttachResult:
+    return AttachResult(digest, error_code=code, error=detail)

@@ -1,0 +1,129 @@
+"""The engine layout file, written with numpy and read back against torch's arithmetic."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from openmint_engine_host.layout import (
+    BadLayout,
+    EngineModule,
+    LayoutHeader,
+    ModuleTable,
+    Slice,
+    TensorPlace,
+    check_blob,
+    pack,
+    read_header,
+)
+
+DIGEST = "sha256:" + "a" * 64
+RANK, ALPHA = 2, 6.0
+
+
+def table(dtype: str = "bfloat16") -> ModuleTable:
+    qkv = EngineModule("l.qkv", True, (Slice("l.q", 8, 6), Slice("l.k", 8, 4), Slice("l.v", 8, 4)))
+    down = EngineModule("l.down", False, (Slice("l.down", 6, 8),))
+    return ModuleTable(dtype, 1, 16, (qkv, down))
+
+
+def write_peft(path: Path, modules: dict[str, tuple[int, int]], dtype: torch.dtype = torch.bfloat16) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (out_size, in_size) in modules.items():
+        a = torch.randn(RANK, in_size, generator=generator).to(dtype)
+        b = torch.randn(out_size, RANK, generator=generator).to(dtype)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b
+    file = path / "adapter_model.safetensors"
+    save_file(tensors, file)
+    return file
+
+
+def read(path: Path, header: LayoutHeader, place: TensorPlace | None) -> torch.Tensor:
+    assert place is not None
+    dtype = getattr(torch, header.dtype)
+    blob = torch.frombuffer(bytearray(path.read_bytes()), dtype=dtype, offset=header.blob_offset)
+    return blob[place.offset : place.offset + place.rows * place.columns].view(place.rows, place.columns)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+def test_scale_is_folded_into_b_exactly_as_torch_rounds(tmp_path: Path, dtype: str):
+    from safetensors.torch import load_file
+
+    file = write_peft(tmp_path, table().sources())
+    out = tmp_path / "adapter.openmint"
+    header = pack(file, table(dtype), DIGEST, RANK, ALPHA, out)
+    tensors = load_file(file)
+    kind = getattr(torch, dtype)
+    for module, engine_module in zip(header.modules, table().modules, strict=True):
+        for s, a, b in zip(engine_module.slices, module.a, module.b, strict=True):
+            wanted_a = tensors[f"base_model.model.{s.source}.lora_A.weight"].to(kind)
+            wanted_b = tensors[f"base_model.model.{s.source}.lora_B.weight"].to(kind) * (ALPHA / RANK)
+            assert torch.equal(read(out, header, a), wanted_a)
+            assert torch.equal(read(out, header, b), wanted_b)
+
+
+def test_a_slice_that_the_adapter_leaves_alone_stays_empty(tmp_path: Path):
+    file = write_peft(tmp_path, {"l.q": (6, 8), "l.v": (4, 8)})
+    header = pack(file, table(), DIGEST, RANK, ALPHA, tmp_path / "adapter.openmint")
+    (qkv,) = header.modules
+    assert [place is None for place in qkv.a] == [False, True, False]
+
+
+def test_a_module_that_the_engine_does_not_serve_is_refused_by_name(tmp_path: Path):
+    file = write_peft(tmp_path, {"l.q": (6, 8), "lm_head": (4, 8)})
+    with pytest.raises(BadLayout, match="lm_head"):
+        pack(file, table(), DIGEST, RANK, ALPHA, tmp_path / "adapter.openmint")
+
+
+def test_a_shape_that_does_not_fit_is_refused(tmp_path: Path):
+    file = write_peft(tmp_path, {"l.q": (6, 7)})
+    with pytest.raises(BadLayout, match="shape"):
+        pack(file, table(), DIGEST, RANK, ALPHA, tmp_path / "adapter.openmint")
+
+
+def test_the_fingerprint_follows_dtype_and_shapes_but_not_the_greatest_rank():
+    other_rank = ModuleTable("bfloat16", 1, 64, table().modules)
+    assert other_rank.fingerprint() == table().fingerprint()
+    assert table("float32").fingerprint() != table().fingerprint()
+    fewer = ModuleTable("bfloat16", 1, 16, table().modules[:1])
+    assert fewer.fingerprint() != table().fingerprint()
+
+
+def test_a_module_table_survives_its_way_as_json():
+    assert ModuleTable.from_json(json.loads(json.dumps(table().as_json()))) == table()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "longer", "flipped", "no header", "huge header", "empty"])
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: str):
+    file = write_peft(tmp_path, table().sources())
+    out = tmp_path / "adapter.openmint"
+    pack(file, table(), DIGEST, RANK, ALPHA, out)
+    content = bytearray(out.read_bytes())
+    if damage == "truncated":
+        content = content[:-2]
+    elif damage == "longer":
+        content += b"\0"
+    elif damage == "flipped":
+        content[-1] ^= 1
+    elif damage == "no header":
+        content[8:40] = b"\0" * 32
+    elif damage == "huge header":
+        content[:8] = (1 << 62).to_bytes(8, "little")
+    else:
+        content = bytearray()
+    out.write_bytes(content)
+    with pytest.raises(BadLayout):
+        check_blob(out, read_header(out))
+
+
+def test_rounding_to_bfloat16_is_to_nearest_even():
+    from openmint_engine_host.layout import _encode
+
+    values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+    assert np.array_equal(_encode(values, "bfloat16"), wanted)
