@@ -94,9 +94,16 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> SavedFile:
     return SavedFile(path, digest, file_bytes)
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises: BrokenCheckpoint naming the file."""
+def read_checkpoint(path: Path, sha256: bytes | None = None) -> Checkpoint:
+    """Read a checkpoint back; with `sha256`, only if the file is the one that was written.
+
+    Raises: BrokenCheckpoint naming the file.
+    """
     try:
+        if sha256 is not None:
+            with path.open("rb") as raw:
+                if hashlib.file_digest(raw, "sha256").digest() != sha256:
+                    raise BrokenCheckpoint(f"checkpoint {path.name} has other bytes than its row in the catalogue says")
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY, "")
             meta = CheckpointMeta.model_validate_json(text)

@@ -9,12 +9,12 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from openmint.errors import BadDataset, OpenmintError
+from openmint.errors import OpenmintError
 from openmint.events import TrainRequested
 from openmint_trainer.banks import AdapterShape
 from openmint_trainer.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointMeta, SavedFile, encode_generator
 from openmint_trainer.executor import Executor, TrainedPolicy, Work
-from openmint_trainer.packing import Packer
+from openmint_trainer.packing import Packer, check_budget
 from openmint_trainer.recipes import RECIPES, SupervisedFineTuning
 from openmint_trainer.rows import Portion, Row, split_batch
 from openmint_trainer.targets import choose_targets
@@ -94,12 +94,7 @@ class MixedTraining:
         Raises: BadRequest for targets or rank, BadDataset for a row above the token budget, Overloaded when no slot
             is free, BrokenCheckpoint when the checkpoint is of another training.
         """
-        for number, row in enumerate(rows, start=1):
-            if len(row) > self._packer.budget_tokens:
-                raise BadDataset(
-                    f"row {number} has {len(row)} tokens, more than this trainer's {self._packer.budget_tokens}",
-                    field="dataset",
-                )
+        check_budget(rows, self._packer.budget_tokens)
         targets = choose_targets(spec.adapter.targets, self._executor.base.modules)
         shape = AdapterShape(spec.adapter.rank, spec.adapter.alpha, targets)
         if checkpoint is None:
@@ -107,9 +102,8 @@ class MixedTraining:
         else:
             _check_same_training(checkpoint.meta, shape, self._executor)
             policy = self._executor.restore(checkpoint)
-        recipe_class = RECIPES[spec.recipe]
         cursor = checkpoint.meta.cursor if checkpoint else None
-        recipe = recipe_class(rows, spec.training, spec.optimizer, policy.generator, cursor)
+        recipe = RECIPES[spec.recipe](rows, spec.training, spec.optimizer, policy.generator, cursor)
         run = Run(key, tenant, policy, recipe)
         if checkpoint is not None:
             run.step, run.tokens, run.last_loss = (

@@ -4,11 +4,12 @@ The budget, not the number of policies, sets peak memory. The packer is a plain 
 """
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from openmint_trainer.rows import Portion
+from openmint.errors import BadDataset
+from openmint_trainer.rows import Portion, Row
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -20,6 +21,15 @@ rows some kernels compute in another order: a row's bits then do not depend on w
 def padded(tokens: int) -> int:
     """`tokens` rounded up to whole buckets."""
     return -(-tokens // ROW_BUCKET) * ROW_BUCKET
+
+
+def check_budget(rows: Sequence[Row], budget_tokens: int) -> None:
+    """Raises: BadDataset naming the row (from 1) that no micro-batch can hold."""
+    for number, row in enumerate(rows, start=1):
+        if len(row) > budget_tokens:
+            raise BadDataset(
+                f"row {number} has {len(row)} tokens, more than this trainer's {budget_tokens}", field="dataset"
+            )
 
 
 @dataclass(slots=True)

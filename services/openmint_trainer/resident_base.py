@@ -14,7 +14,19 @@ from openmint_trainer.segmented_linear import Route, SegmentedLinear
 from openmint_trainer.targets import find_targets
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-DtypeName = Literal["bfloat16", "float32"]
+DtypeName = Literal["auto", "bfloat16", "float32"]
+
+
+def choose_dtype(name: DtypeName, device: str = "cpu") -> torch.dtype:
+    """The dtype that the base is kept in.
+
+    `auto` is bfloat16 where the processor multiplies it in hardware. A CPU that only emulates it measured 9 times
+    slower in a product and 36 times in its gradient than in float32.
+    """
+    if name != "auto":
+        return DTYPES[name]
+    has_bfloat16 = device != "cpu" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 @dataclass(slots=True)
@@ -41,10 +53,14 @@ def load_base(folder: Path, name: str, digest: str, dtype: DtypeName, device: st
 
     Raises: ValueError when its logits are made in a way that the losses here do not know.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=DTYPES[dtype], attn_implementation=attention.register(), local_files_only=True
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=choose_dtype(dtype, device),
+        attn_implementation=attention.register(),
+        local_files_only=True,
     )
-    return adopt_base(model.to(device), name, digest)
+    nn.Module.to(model, torch.device(device))
+    return adopt_base(model, name, digest)
 
 
 def adopt_base(model: PreTrainedModel, name: str, digest: str) -> ResidentBase:
@@ -61,10 +77,9 @@ def adopt_base(model: PreTrainedModel, name: str, digest: str) -> ResidentBase:
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, SegmentedLinear(linear, path, route))
     head = model.get_output_embeddings()
-    if getattr(head, "bias", None) is not None:
-        raise ValueError(f"base {name} has a bias in its output head, which the losses do not know")
+    if not isinstance(head, nn.Linear) or getattr(head, "bias", None) is not None:
+        raise ValueError(f"base {name} has an output head that is not one plain matrix, which the losses do not know")
     weight = head.weight
-    assert isinstance(weight, torch.Tensor)
     return ResidentBase(
         name=name,
         digest=digest,

@@ -30,7 +30,9 @@ def build_model(dtype: torch.dtype = torch.float32, layers: int = 2) -> LlamaFor
         initializer_range=0.08,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).to(dtype)
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, dtype)
+    return model
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from openmint_trainer.executor import Executor, Work
 from openmint_trainer.rows import Portion
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(8, 16.0), (3, 12.0)])
+@pytest.mark.parametrize(("rank", "alpha"), [(8, 16), (3, 12)])
 def test_loss_gradient_and_steps_equal_stock_peft(
     rank: int,
-    alpha: float,
+    alpha: int,
     make_executor: Callable[..., Executor],
     make_model: Callable[..., LlamaForCausalLM],
     make_shape: Callable[..., AdapterShape],

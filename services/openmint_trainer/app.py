@@ -1,0 +1,114 @@
+"""Wiring of the trainer. Start it with `python -m openmint_trainer.app`; SIGTERM hands its jobs back and ends it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import structlog
+from transformers import AutoTokenizer
+
+from openmint.adapters.store import Store
+from openmint.bases import read_base_folder
+from openmint.bus.connection import connect_bus
+from openmint.bus.outbox import OutboxRelay
+from openmint.bus.tail import tail
+from openmint.catalog.bases import find_base
+from openmint.catalog.database import Catalog
+from openmint.errors import Conflict
+from openmint.events import JobAccepted
+from openmint.health import reporting_health
+from openmint.logs import configure_logging
+from openmint_trainer.executor import Executor
+from openmint_trainer.handlers import Handlers
+from openmint_trainer.loop import LoopSettings, TrainerLoop
+from openmint_trainer.mixed_training import MixedTraining
+from openmint_trainer.resident_base import load_base, use_one_thread
+from openmint_trainer.settings import TrainerSettings
+
+log = structlog.get_logger()
+
+
+async def catalog_answers(catalog: Catalog) -> bool:
+    """Whether a trivial query comes back."""
+    async with catalog.connection() as connection:
+        return await connection.fetchval("select true") is True
+
+
+async def serve(settings: TrainerSettings) -> None:
+    """Run a trainer until SIGTERM or SIGINT.
+
+    Raises: Conflict when the folder is not the base that the catalogue knows under its name.
+    """
+    facts = await asyncio.to_thread(read_base_folder, settings.base_folder)
+    catalog = await Catalog.open(settings.postgres_dsn, application="openmint-trainer")
+    bus = await connect_bus(settings, "trainer")
+    try:
+        async with catalog.connection() as connection:
+            registered = await find_base(connection, facts.name)
+        if registered.digest != facts.digest:
+            raise Conflict(f"{settings.base_folder} is {facts.digest}, but base {facts.name} is {registered.digest}")
+        device = settings.trainer_device
+        base = await asyncio.to_thread(
+            load_base, settings.base_folder, facts.name, facts.digest, settings.trainer_dtype, device
+        )
+        tokenizer = AutoTokenizer.from_pretrained(settings.base_folder, local_files_only=True)
+        training = MixedTraining(Executor(base, settings.trainer_slots), settings.trainer_token_budget)
+        wake = asyncio.Event()
+        with tempfile.TemporaryDirectory(prefix="openmint-trainer-") as folder:
+            owner = f"{socket.gethostname()}-{os.getpid()}"
+            loop = TrainerLoop(
+                LoopSettings(
+                    base=facts.name,
+                    owner=owner,
+                    slots=settings.trainer_slots,
+                    lease_s=settings.trainer_lease_s,
+                    poll_s=settings.trainer_poll_s,
+                    drain_s=settings.trainer_drain_s,
+                    work_folder=Path(folder),
+                ),
+                catalog,
+                Store.open(settings.store_url),
+                bus,
+                training,
+                tokenizer,
+                wake,
+            )
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, loop.stop)
+            handlers = Handlers(facts.name, wake)
+            background = [
+                asyncio.create_task(OutboxRelay(catalog.pool, bus, "trainer").run()),
+                asyncio.create_task(tail(bus, [JobAccepted], handlers.on_job_accepted, deliver="new", stream="EVENTS")),
+            ]
+            log.info("trainer.started", base=facts.name, dtype=str(base.dtype), slots=settings.trainer_slots)
+            try:
+                async with reporting_health({"catalog": lambda: catalog_answers(catalog)}):
+                    await loop.run()
+            finally:
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
+            log.info("trainer.stopped", base=facts.name)
+    finally:
+        await bus.close()
+        await catalog.close()
+
+
+def main() -> None:
+    """Command line."""
+    if os.environ.get("OMP_NUM_THREADS") != "1":
+        sys.exit("openmint_trainer: set OMP_NUM_THREADS=1 (more threads make small kernels wait for each other)")
+    use_one_thread()
+    settings = TrainerSettings().resolve()
+    if not (settings.base_folder / "config.json").is_file():
+        sys.exit(f"openmint_trainer: OPENMINT_BASE_FOLDER = {settings.base_folder} is no base model's folder")
+    configure_logging("trainer", settings)
+    asyncio.run(serve(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""A dry run: what a job and its data would cost, and whether they can be trained at all.
+
+Run as a child process, `python -m openmint_trainer.estimate --base-folder … --spec file.json`, so that the caller
+needs no torch. Prints JSON; exits with 1 and `{"error": {code, detail, field}}` for a job that would be refused.
+"""
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+from transformers import AutoTokenizer
+
+from openmint.bases import read_base_folder
+from openmint.datasets import JsonRow, check_rows, read_json_lines
+from openmint.errors import BadDataset, BadRequest, OpenmintError
+from openmint.events import TrainRequested
+from openmint_trainer.banks import RANK_CLASSES
+from openmint_trainer.data import tokenise_rows
+from openmint_trainer.packing import check_budget
+from openmint_trainer.rows import Row
+from openmint_trainer.targets import choose_targets
+
+ModuleTable = dict[str, tuple[int, int]]
+
+FLOP_PER_PARAMETER_AND_TOKEN = 4
+"""Two forward and two for the gradient of the inputs; a frozen weight has no gradient of its own."""
+
+CPU_FLOP_PER_S = 70e9
+"""One AVX2 core in float32 over a whole step, measured with a 135M base."""
+
+BYTES_PER_ADAPTER_ELEMENT = 18
+"""Master, gradient, two moments in float32 and the compute copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The cost of a job. Seconds are of one CPU core; memory is beside what the resident base takes."""
+
+    rows: int
+    tokens_in_dataset: int
+    trained_tokens_in_dataset: int
+    longest_row: int
+    steps: int
+    epochs: float
+    tokens: int
+    tokens_per_s: float
+    seconds: float
+    adapter_parameters: int
+    adapter_bytes: int
+    slot_bytes: int
+    targets: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def estimate(
+    spec: TrainRequested,
+    rows: Sequence[Row],
+    modules: ModuleTable,
+    tokens_per_s: float | None = None,
+) -> Estimate:
+    """Add up what the job's steps will process.
+
+    Raises: BadRequest for unknown targets.
+    """
+    targets = choose_targets(spec.adapter.targets, modules)
+    shapes = [shape for path, shape in modules.items() if path.rpartition(".")[2] in targets]
+    rank = spec.adapter.rank
+    rank_class = next(c for c in RANK_CLASSES if c >= rank)
+    dataset_tokens = sum(len(row) for row in rows)
+    seen_rows = spec.training.steps * spec.training.batch_rows
+    tokens = round(dataset_tokens / len(rows) * seen_rows)
+    base_parameters = sum(out * into for out, into in modules.values())
+    speed = tokens_per_s or CPU_FLOP_PER_S / (FLOP_PER_PARAMETER_AND_TOKEN * base_parameters)
+    epochs = seen_rows / len(rows)
+    return Estimate(
+        rows=len(rows),
+        tokens_in_dataset=dataset_tokens,
+        trained_tokens_in_dataset=sum(row.trained_tokens for row in rows),
+        longest_row=max(len(row) for row in rows),
+        steps=spec.training.steps,
+        epochs=round(epochs, 2),
+        tokens=tokens,
+        tokens_per_s=round(speed, 1),
+        seconds=round(tokens / speed, 1),
+        adapter_parameters=sum(rank * (out + into) for out, into in shapes),
+        adapter_bytes=2 * sum(rank * (out + into) for out, into in shapes),
+        slot_bytes=BYTES_PER_ADAPTER_ELEMENT * sum(rank_class * (out + into) for out, into in modules.values()),
+        targets=targets,
+        warnings=tuple(_warnings(spec, rows, epochs)),
+    )
+
+
+def _warnings(spec: TrainRequested, rows: Sequence[Row], epochs: float) -> list[str]:
+    found: list[str] = []
+    if epochs > 10:
+        found.append(f"every row is seen {epochs:.0f} times: the policy will learn the rows by heart")
+    if epochs < 1:
+        found.append(f"only {100 * epochs:.0f} % of the rows are seen")
+    if len(rows) < spec.training.batch_rows:
+        found.append(f"a batch of {spec.training.batch_rows} holds rows more than once: there are {len(rows)}")
+    return found
+
+
+def _read_rows(spec: TrainRequested, path: Path | None) -> list[JsonRow]:
+    if path is not None:
+        rows: list[JsonRow] = list(read_json_lines(path.read_bytes()))
+    elif spec.dataset.rows is not None:
+        rows = list(spec.dataset.rows)
+    else:
+        raise BadDataset("give the rows in the spec or with --data", field="dataset")
+    check_rows(rows)
+    return rows
+
+
+def _read_spec(path: Path) -> TrainRequested:
+    try:
+        return TrainRequested.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadRequest(f"{field}: {first['msg']}" if field else first["msg"], field=field or None) from error
+
+
+def measure_speed(base_folder: Path, rows: Sequence[Row], spec: TrainRequested) -> float:
+    """Tokens per second of one real step on this machine, after one to warm up."""
+    import time
+
+    from openmint_trainer.banks import AdapterShape
+    from openmint_trainer.executor import Executor, Work
+    from openmint_trainer.resident_base import load_base, use_one_thread
+    from openmint_trainer.rows import split_batch
+
+    use_one_thread()
+    executor = Executor(load_base(base_folder, spec.base, "sha256:" + "0" * 64, "auto"), max_slots=1)
+    targets = choose_targets(spec.adapter.targets, executor.base.modules)
+    policy = executor.open(AdapterShape(spec.adapter.rank, spec.adapter.alpha, targets), spec.training.seed)
+    count = min(spec.training.batch_rows, len(rows))
+    portion = split_batch(random.Random(0).sample(list(rows), count), 512)[0]
+    elapsed_s = 0.0
+    for _ in range(2):
+        started_s = time.perf_counter()
+        executor.forward_backward([Work(policy, portion)])
+        elapsed_s = time.perf_counter() - started_s
+    return portion.tokens / elapsed_s
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description="Check a job and its data, and estimate its cost")
+    parser.add_argument("--base-folder", type=Path, required=True)
+    parser.add_argument("--spec", type=Path, required=True, help="a TrainRequested as JSON")
+    parser.add_argument("--data", type=Path, help="JSON Lines; instead of rows in the spec")
+    parser.add_argument("--token-budget", type=int, default=2048, help="the trainer's OPENMINT_TRAINER_TOKEN_BUDGET")
+    parser.add_argument("--tokens-per-s", type=float, help="use this speed")
+    parser.add_argument("--measure", action="store_true", help="take one real step to learn the speed")
+    arguments = parser.parse_args()
+    try:
+        spec = _read_spec(arguments.spec)
+        facts = read_base_folder(arguments.base_folder)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.base_folder, local_files_only=True)
+        rows = tokenise_rows(_read_rows(spec, arguments.data), tokenizer, spec.training.max_tokens_per_row)
+        choose_targets(spec.adapter.targets, facts.modules)
+        check_budget(rows, arguments.token_budget)
+        speed = arguments.tokens_per_s
+        if arguments.measure:
+            speed = measure_speed(arguments.base_folder, rows, spec)
+        result = estimate(spec, rows, dict(facts.modules), speed)
+    except OpenmintError as error:
+        print(json.dumps({"error": {"code": error.code, "detail": error.detail, "field": error.field}}))
+        return 1
+    print(json.dumps(asdict(result), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

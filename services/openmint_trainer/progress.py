@@ -1,0 +1,61 @@
+"""How far a job is, and how long it will take."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from openmint.catalog.rows import Job
+from openmint.events import JobProgressed
+
+PUBLISH_EVERY_S = 1.0
+"""A watcher's eye needs no more, and a tiny job would otherwise flood the bus with its steps."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """One job's steps since this process took it over."""
+
+    job: Job
+    steps: int
+    now: Callable[[], float]
+    step: int = 0
+    tokens: int = 0
+    loss: float | None = None
+    _started_s: float = 0.0
+    _first_step: int = 0
+    _first_tokens: int = 0
+    _published_s: float = float("-inf")
+
+    def start(self, step: int, tokens: int) -> None:
+        """Training starts here; a resumed job starts in the middle."""
+        self.step, self.tokens = step, tokens
+        self._first_step, self._first_tokens = step, tokens
+        self._started_s = self.now()
+
+    def take_step(self, step: int, tokens: int, loss: float) -> JobProgressed | None:
+        """Note a step; returns the fact to publish, or None when the last one is too recent."""
+        self.step, self.tokens, self.loss = step, tokens, loss
+        if self.now() - self._published_s < PUBLISH_EVERY_S and step < self.steps:
+            return None
+        self._published_s = self.now()
+        return self.fact()
+
+    def fact(self) -> JobProgressed:
+        """The state as the fact that tells it."""
+        elapsed_s = max(self.now() - self._started_s, 1e-9)
+        done = self.step - self._first_step
+        return JobProgressed(
+            tenant=self.job.tenant,
+            job_id=self.job.job_id,
+            policy=self.job.policy,
+            base=self.job.base,
+            step=self.step,
+            steps=self.steps,
+            loss=self.loss,
+            tokens=self.tokens,
+            tokens_per_s=round((self.tokens - self._first_tokens) / elapsed_s, 1),
+            eta_s=round(elapsed_s / done * (self.steps - self.step), 1) if done else None,
+        )
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """What stands in the job's row, written by heartbeats."""
+        return self.fact().model_dump(mode="json", include={"step", "steps", "loss", "tokens", "tokens_per_s", "eta_s"})

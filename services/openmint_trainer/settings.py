@@ -1,0 +1,33 @@
+"""The trainer's settings, prefix OPENMINT_."""
+
+from pathlib import Path
+
+from openmint.settings import CommonSettings
+from openmint_trainer.resident_base import DtypeName
+
+
+class TrainerSettings(CommonSettings):
+    """Read once, in app.py."""
+
+    base_folder: Path = Path()
+    """Folder of the one base model that this process keeps resident (Hugging Face layout). Must be set."""
+
+    trainer_dtype: DtypeName = "auto"
+    """What the base is kept and computed in; adapters' masters, gradients and moments are always float32."""
+
+    trainer_device: str = "cpu"
+
+    trainer_slots: int = 8
+    """Policies in training at once. A slot of rank 8 on a 135M base takes 40 MB."""
+
+    trainer_token_budget: int = 2048
+    """Tokens per micro-batch, and of the longest row: this sets peak memory (at 135M, 2 MB per token in float32)."""
+
+    trainer_lease_s: float = 20.0
+    """How long a job stays ours without a heartbeat; a crash costs this much before another process takes over."""
+
+    trainer_poll_s: float = 2.0
+    """How often due jobs are looked for when nothing on the bus says that there are any."""
+
+    trainer_drain_s: float = 12.0
+    """On SIGTERM: how long the steps under way may take, below the 20 s after which a supervisor kills."""
