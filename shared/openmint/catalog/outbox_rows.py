@@ -70,6 +70,25 @@ async def oldest_unsent_s(conn: Connection) -> float:
     return float(age_s or 0.0)
 
 
+async def oldest_unsent_by_service(conn: Connection) -> dict[str, float]:
+    """For each service with facts to send: how long its oldest has waited, in seconds."""
+    rows = await conn.fetch(
+        """
+        with recursive services as (
+            (select service from outbox order by service limit 1)
+            union all
+            select (select o.service from outbox o where o.service > s.service order by o.service limit 1)
+            from services s where s.service is not null
+        )
+        select s.service, extract(epoch from clock_timestamp() - (
+            select o.created_at from outbox o where o.service = s.service order by o.id limit 1
+        ))::float8 as age_s
+        from services s where s.service is not null
+        """
+    )
+    return {row["service"]: row["age_s"] for row in rows if row["age_s"] is not None}
+
+
 async def _insert(conn: Connection, service: str, fact: Fact, headers: dict[str, str]) -> None:
     await conn.execute(
         "insert into outbox (service, event_id, subject, headers, payload) values ($1, $2, $3, $4, $5)",

@@ -331,6 +331,17 @@ async def mark_deleted(conn: Connection, revision_id: UUID) -> Revision:
     return await move_revision(conn, revision_id, RevisionState.DELETED, service="keeper", fence=None, fact=None)
 
 
+async def retired_revisions(conn: Connection, retired_for_s: float, limit: int = 100) -> list[Revision]:
+    """Revisions retired for so long, the longest first: their files may go."""
+    rows = await conn.fetch(
+        f"select {REVISION_COLUMNS} from {_REVISIONS} where r.state = 'retired'"
+        " and r.changed_at < clock_timestamp() - make_interval(secs => $1) order by r.changed_at limit $2",
+        retired_for_s,
+        limit,
+    )
+    return [revision_from(row) for row in rows]
+
+
 async def find_revision(conn: Connection, revision_id: UUID, tenant: str | None = None) -> Revision:
     """The revision; with `tenant`, only if it is that tenant's. Raises: NotFound."""
     row = await conn.fetchrow(f"select {REVISION_COLUMNS} from {_REVISIONS} where r.revision_id = $1", revision_id)
@@ -494,5 +505,6 @@ __all__ = [
     "resolve",
     "retire",
     "retired_fact",
+    "retired_revisions",
     "waive",
 ]
