@@ -49,7 +49,7 @@ async def inspect_in_child(
     Raises: BadAdapter naming the culprit, also when the child ran into its CPU or memory limit; InspectionFailed.
     """
     request = {
-        "folder": os.path.abspath(path),
+        "folder": str(path),
         "base": asdict(base),
         "limits": asdict(limits),
         "needs_manifest": needs_manifest,
