@@ -4,7 +4,7 @@ import heapq
 from dataclasses import dataclass
 from typing import Literal
 
-from openmint.events import LoadClass
+from openmint.events.serving import LoadClass
 from openmint_scheduler.messages import CLASS_RANKS, LoadKey
 
 Ending = Literal["lapsed", "deadline"]

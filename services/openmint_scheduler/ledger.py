@@ -28,7 +28,6 @@ class ResidentEntry:
 class StagedEntry:
     """A staged copy on an engine's machine."""
 
-    command: int
     confirmed_s: float
     used_s: float
 
@@ -136,9 +135,9 @@ class ResidencyLedger:
         for digest in lost:
             self.gone(entry, digest)
         for digest in state.staged:
-            entry.staged.setdefault(digest, StagedEntry(0, now_s, now_s))
+            entry.staged.setdefault(digest, StagedEntry(now_s, now_s))
         for digest, copy in list(entry.staged.items()):
-            if digest not in state.staged and copy.command <= state.last_command and copy.confirmed_s < asked_s:
+            if digest not in state.staged and copy.confirmed_s < asked_s:
                 del entry.staged[digest]
         return lost
 

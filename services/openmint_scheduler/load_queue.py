@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal
 
-from openmint.events import LoadClass
+from openmint.events.serving import LoadClass
 from openmint_scheduler.limits import Limits
 from openmint_scheduler.messages import CLASS_RANKS, Wanted
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from openmint.engines.protocol import AttachRequest, AttachResult, EngineCondition, EngineState
-from openmint.events import LoadClass
+from openmint.events.serving import LoadClass
 
 CLASS_RANKS: dict[LoadClass, int] = {"interactive": 0, "rollout": 1, "evaluation": 2, "prefetch": 3}
 """Lower is served first."""

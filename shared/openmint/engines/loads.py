@@ -28,9 +28,9 @@ from openmint.errors import (
     OpenmintError,
     Overloaded,
 )
-from openmint.events import LoadClass, LoadRequested
 from openmint.events import LoadFailed as LoadFailedFact
-from openmint.events.serving import SERVE_POOL
+from openmint.events import LoadRequested
+from openmint.events.serving import SERVE_POOL, LoadClass
 from openmint.identifiers import new_id
 
 log = structlog.get_logger()

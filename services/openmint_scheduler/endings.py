@@ -1,0 +1,83 @@
+"""How loads end: resident, refused, failed, or back in the queue for another try."""
+
+from openmint_scheduler.ledger import EngineEntry
+from openmint_scheduler.load_queue import Load
+from openmint_scheduler.messages import AnswerFailed, LoadKey
+from openmint_scheduler.state import PREFETCHER, SchedulerState
+
+
+def arrived(state: SchedulerState, entry: EngineEntry, digest: str, now_s: float) -> None:
+    """The revision answers on this engine: whoever waited for it in its pools is done."""
+    if not entry.serves(digest):
+        return
+    for pool in entry.pools:
+        key = LoadKey(pool, digest)
+        load = state.loads.get(key)
+        if load is not None and (load.engine == entry.engine or load.phase != "attaching"):
+            finish(state, load)
+            state.pace(pool).finished(now_s, are_others_waiting=len(state.queue(pool)) > 0)
+        state.interest.release(key, PREFETCHER)
+
+
+def refuse(state: SchedulerState, digest: str, detail: str, now_s: float) -> None:
+    """No engine may load this, ever: all who wait are told."""
+    state.refusals.remember(digest, detail, now_s)
+    for load in [load for key, load in state.loads.items() if key.digest == digest]:
+        fail(state, load, "bad_adapter", detail, None)
+
+
+def try_again(
+    state: SchedulerState,
+    load: Load,
+    trouble: str,
+    now_s: float,
+    *,
+    tries: int,
+    avoid: str = "",
+    delay_s: float | None = None,
+) -> None:
+    """Back to the queue, or to its end when it has used up its tries."""
+    unassign(state, load)
+    load.tries += tries
+    load.trouble = trouble
+    if avoid:
+        load.avoid.add(avoid)
+    if load.tries >= state.limits.max_tries:
+        detail = f"{load.wanted.label} could not be loaded after {load.tries} tries; the last: {trouble}"
+        fail(state, load, "load_failed", detail, state.limits.min_retry_after_s)
+        return
+    if not state.interest.is_held(load.wanted.key):
+        finish(state, load)
+        return
+    load.phase, load.since_s = "waiting", now_s
+    load.not_before_s = now_s + (state.limits.retry_delay_s if delay_s is None else delay_s)
+    state.note("load.returned", load.wanted, trouble=trouble, tries=load.tries)
+    if load.not_before_s > now_s:
+        state.resting[load.wanted.key] = load
+    else:
+        state.queue(load.wanted.key.pool).push(load, now_s)
+
+
+def fail(state: SchedulerState, load: Load, code: str, detail: str, retry_after_s: float | None) -> None:
+    """Tell all who wait that the load will not be, and forget them."""
+    state.out.append(AnswerFailed(load.wanted, code, detail, retry_after_s))
+    state.interest.drop(load.wanted.key)
+    finish(state, load)
+
+
+def finish(state: SchedulerState, load: Load) -> None:
+    """Take a load out, wherever it stands."""
+    key = load.wanted.key
+    unassign(state, load)
+    if state.loads.get(key) is load:
+        del state.loads[key]
+        state.resting.pop(key, None)
+        state.queue(key.pool).remove(load)
+
+
+def unassign(state: SchedulerState, load: Load) -> None:
+    """Take a load from the engine that it was given to, if it was."""
+    entry = state.ledger.engines.get(load.engine)
+    if entry is not None and entry.assigned.get(load.wanted.key.digest) == load.wanted.key:
+        del entry.assigned[load.wanted.key.digest]
+    load.engine = ""

@@ -1,0 +1,115 @@
+"""How commands ended. An answer to a command that is not in flight, or of another boot, changes nothing."""
+
+from openmint.engines.protocol import AttachResult
+from openmint_scheduler.endings import arrived, refuse, try_again
+from openmint_scheduler.ledger import EngineEntry, StagedEntry
+from openmint_scheduler.messages import (
+    Attach,
+    AttachDone,
+    CommandFailed,
+    FetchState,
+    Noted,
+    Remove,
+    RemoveDone,
+    Stage,
+    StageDone,
+)
+from openmint_scheduler.reports import ask_look, restore
+from openmint_scheduler.state import InFlight, SchedulerState
+
+
+def settle(state: SchedulerState, event: StageDone | AttachDone | RemoveDone | CommandFailed, now_s: float) -> None:
+    """Match the answer with its command."""
+    sent = state.sent.pop(event.command, None)
+    entry = state.ledger.engines.get(event.engine)
+    if sent is None or entry is None or entry.boot_id != event.boot_id:
+        return
+    match sent, event:
+        case Stage(), StageDone():
+            staged(state, entry, sent, now_s)
+        case Attach(), AttachDone():
+            attached(state, entry, sent, event.results, now_s)
+        case Remove(), RemoveDone():
+            removed(state, entry, sent, event.removed, now_s)
+        case _, CommandFailed():
+            command_failed(state, entry, sent, event, now_s)
+        case _:
+            raise AssertionError(f"{type(event).__name__} answers {type(sent).__name__}")
+
+
+def staged(state: SchedulerState, entry: EngineEntry, sent: Stage, now_s: float) -> None:
+    entry.staging.pop(sent.digest, None)
+    entry.staged[sent.digest] = StagedEntry(now_s, now_s)
+    load = state.assigned_load(entry, sent.digest)
+    if load is not None and load.phase == "staging":
+        load.phase, load.since_s = "staged", now_s
+
+
+def attached(
+    state: SchedulerState, entry: EngineEntry, sent: Attach, results: tuple[AttachResult, ...], now_s: float
+) -> None:
+    entry.attaching = ()
+    outcomes = {result.digest: result for result in results}
+    for digest in (request.digest for request in sent.requests):
+        result = outcomes.get(digest, AttachResult(digest, error_code="refused", error="it was not answered"))
+        load = state.assigned_load(entry, digest)
+        if not result.error_code:
+            adapter_bytes = load.wanted.adapter_bytes if load else 0
+            state.ledger.resident(entry, digest, result.adapter_name, adapter_bytes, sent.command, now_s)
+            if load is not None:
+                wait_s = now_s - load.asked_s
+                state.note("adapter.attached", load.wanted, engine=entry.engine, attach_ms=result.attach_ms,
+                           wait_s=wait_s)  # fmt: skip
+            arrived(state, entry, digest, now_s)
+        elif result.error_code == "bad_adapter":
+            refuse(state, digest, result.error, now_s)
+        elif load is not None:
+            if result.error_code == "not_staged":
+                entry.staged.pop(digest, None)
+            detail = f"{entry.engine}: {result.error or result.error_code}"
+            # A full engine told us that our look at it is out of date; that is not the adapter's fault.
+            is_fault = result.error_code == "refused"
+            try_again(state, load, detail, now_s, tries=1, avoid=entry.engine if is_fault else "")
+            ask_look(state, entry, now_s)
+
+
+def removed(state: SchedulerState, entry: EngineEntry, sent: Remove, removed: bool, now_s: float) -> None:
+    entry.removing.pop(sent.digest, None)
+    if removed:
+        state.ledger.gone(entry, sent.digest, sent.command, now_s)
+        state.out.append(Noted("adapter.evicted", {"engine": entry.engine, "revision": sent.digest}))
+        restore(state, [sent.digest] if state.is_held_on(entry, sent.digest) else [], entry, now_s)
+    elif sent.digest in entry.residents:
+        resident = entry.residents[sent.digest]
+        resident.not_before_s, resident.in_flight = now_s + state.limits.remove_again_s, max(1, resident.in_flight)
+        arrived(state, entry, sent.digest, now_s)
+        ask_look(state, entry, now_s)
+
+
+def command_failed(
+    state: SchedulerState, entry: EngineEntry, sent: InFlight, failed: CommandFailed, now_s: float
+) -> None:
+    detail = f"{entry.engine}: {failed.detail or failed.code}"
+    match sent:
+        case Stage():
+            entry.staging.pop(sent.digest, None)
+            load = state.assigned_load(entry, sent.digest)
+            if failed.code == "bad_adapter":
+                refuse(state, sent.digest, failed.detail, now_s)
+            elif load is not None:
+                avoid = "" if failed.code == "store_unavailable" else entry.engine
+                try_again(state, load, detail, now_s, tries=1, avoid=avoid)
+        case Attach():
+            entry.attaching = ()
+            for request in sent.requests:
+                load = state.assigned_load(entry, request.digest)
+                if load is not None:
+                    try_again(state, load, detail, now_s, tries=1, avoid=entry.engine)
+        case Remove():
+            entry.removing.pop(sent.digest, None)
+            if sent.digest in entry.residents:
+                entry.residents[sent.digest].not_before_s = now_s + state.limits.remove_again_s
+        case FetchState():
+            entry.look_asked_s = None
+            return
+    ask_look(state, entry, now_s)

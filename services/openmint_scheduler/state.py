@@ -1,0 +1,95 @@
+"""All that the core knows, in one place, and the few verbs that every part of it uses.
+
+The parts are plain functions over this state: `wants` takes in demand, `reports` what engines say, `outcomes` how
+commands ended, `endings` closes loads, `progress` moves them on. `core` is the door.
+"""
+
+from openmint_scheduler.demand import DemandMeter
+from openmint_scheduler.eviction import EVICTIONS
+from openmint_scheduler.interest import InterestBook
+from openmint_scheduler.ledger import EngineEntry, ResidencyLedger
+from openmint_scheduler.limits import Limits
+from openmint_scheduler.load_queue import Load, LoadQueue
+from openmint_scheduler.messages import (
+    Attach,
+    Command,
+    FetchState,
+    LoadKey,
+    Noted,
+    Remove,
+    Stage,
+    Unstage,
+    Wanted,
+)
+from openmint_scheduler.pace import Pace
+from openmint_scheduler.placement import PLACEMENTS
+from openmint_scheduler.refusals import Refusals
+from openmint_scheduler.room import RoomMaker
+from openmint_scheduler.warm import WarmBook
+
+PREFETCHER = "prefetch"
+"""The waiter in whose name the core itself wants a load."""
+
+InFlight = Stage | Attach | Remove | FetchState
+"""Commands whose end is told."""
+
+
+class SchedulerState:
+    """Everything that one base model's scheduler knows. `loads` has every load that is not yet answered; those in
+    phase `waiting` stand in their pool's queue, or rest until they are tried again."""
+
+    def __init__(self, limits: Limits, placement: str, eviction: str) -> None:
+        self.limits = limits
+        self.ledger = ResidencyLedger()
+        self.interest = InterestBook(limits.lapse_s)
+        self.wanted: dict[LoadKey, Wanted] = {}
+        self.loads: dict[LoadKey, Load] = {}
+        self.queues: dict[str, LoadQueue] = {}
+        self.resting: dict[LoadKey, Load] = {}
+        self.paces: dict[str, Pace] = {}
+        self.demand = DemandMeter()
+        self.warm = WarmBook(limits.warm_s, limits.warm_share)
+        self.alias_versions: dict[str, int] = {}
+        self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
+        self.room = RoomMaker(self.interest, self.warm, self.demand, limits, EVICTIONS[eviction])
+        self.choose_engine = PLACEMENTS[placement]
+        self.sent: dict[int, InFlight] = {}
+        self.last_command = 0
+        self.out: list[Command] = []
+
+    def queue(self, pool: str) -> LoadQueue:
+        """The queue of a pool."""
+        if pool not in self.queues:
+            self.queues[pool] = LoadQueue(self.limits)
+        return self.queues[pool]
+
+    def pace(self, pool: str) -> Pace:
+        """How fast a pool's queue moves."""
+        return self.paces.setdefault(pool, Pace())
+
+    def next_command(self) -> int:
+        """A number that no command had yet."""
+        self.last_command += 1
+        return self.last_command
+
+    def send(self, command: InFlight | Unstage) -> None:
+        """Have a command carried out."""
+        if not isinstance(command, Unstage):  # Whether it succeeded changes nothing; the next look tells.
+            self.sent[command.command] = command
+        self.out.append(command)
+
+    def note(self, happening: str, wanted: Wanted, **fields: str | float) -> None:
+        """Have something written down about a revision."""
+        about: dict[str, str | int | float | bool] = {
+            "pool": wanted.key.pool, "revision": wanted.key.digest, "tenant": wanted.tenant, "policy": wanted.label
+        }  # fmt: skip
+        self.out.append(Noted(happening, about | fields))
+
+    def assigned_load(self, entry: EngineEntry, digest: str) -> Load | None:
+        """The load that is on its way to this engine, if there is one for the revision."""
+        key = entry.assigned.get(digest)
+        return self.loads.get(key) if key is not None else None
+
+    def is_held_on(self, entry: EngineEntry, digest: str) -> bool:
+        """True while anybody waits for the revision, or uses it, in one of the engine's pools."""
+        return any(self.interest.is_held(LoadKey(pool, digest)) for pool in entry.pools)

@@ -1,0 +1,89 @@
+"""What is wanted: requests, renewals, and alias moves that are loaded for before anybody asks."""
+
+from openmint.events.serving import LoadClass
+from openmint_scheduler.endings import fail
+from openmint_scheduler.load_queue import Load
+from openmint_scheduler.messages import AliasTurned, AnswerFailed, Wanted
+from openmint_scheduler.state import PREFETCHER, SchedulerState
+
+
+def want(
+    state: SchedulerState, wanted: Wanted, load_class: LoadClass, waiter: str, deadline_s: float, now_s: float
+) -> None:
+    """Somebody wants a revision: take or extend the lease, and join or begin a load if it is not resident."""
+    key = wanted.key
+    refusal = state.refusals.find(key.digest, now_s)
+    if refusal is not None:
+        state.out.append(AnswerFailed(wanted, "bad_adapter", refusal, None))
+        return
+    patience_s = state.limits.prefetch_patience_s if waiter == PREFETCHER else 0.0
+    is_new = state.interest.renew(key, waiter, load_class, deadline_s, now_s, lapse_s=patience_s)
+    state.wanted[key] = wanted
+    if is_new and waiter != PREFETCHER:
+        state.demand.add(key.digest, now_s)
+    if state.ledger.serving(*key):
+        return
+    load = state.loads.get(key)
+    if load is None:
+        accept(state, wanted, now_s)
+        return
+    if is_new:
+        state.note("load.coalesced", wanted, waiters=state.interest.waiters(key))
+    refresh(state, load, now_s)
+
+
+def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
+    """Begin a load for what holds a lease, or say at once that it can't be."""
+    strongest = state.interest.strongest(wanted.key)
+    if strongest is None:
+        return
+    load = Load(wanted, strongest[0], strongest[1], now_s, since_s=now_s)
+    queue, pace = state.queue(wanted.key.pool), state.pace(wanted.key.pool)
+    worst = queue.worst() if load.load_class != "prefetch" and len(queue) >= state.limits.max_waiting else None
+    if worst is not None:
+        fail(state, worst, "overloaded", "gave way to a request", pace.retry_after_s(len(queue), state.limits))
+    engines = state.ledger.in_pool(wanted.key.pool)
+    most = max((entry.max_rank for entry in engines), default=wanted.rank)
+    if wanted.rank > most:
+        detail = f"{wanted.label}: rank {wanted.rank} is above {most}, the most an engine of this pool takes"
+        fail(state, load, "load_failed", detail, None)
+    elif queue.is_full_for(wanted.tenant):
+        who = "the load queue" if len(queue) >= state.limits.max_waiting else f"the share of {wanted.tenant} in it"
+        fail(state, load, "overloaded", f"{who} is full", pace.retry_after_s(len(queue), state.limits))
+    elif pace.is_hopeless(len(queue), load.deadline_s - now_s):
+        detail = f"{len(queue)} loads wait before it, longer than its deadline"
+        fail(state, load, "overloaded", detail, pace.retry_after_s(len(queue), state.limits))
+    else:
+        state.loads[wanted.key] = load
+        state.note("load.accepted", wanted, waiting=len(queue), expected_wait_s=pace.wait_s(len(queue)))
+        queue.push(load, now_s)
+
+
+def refresh(state: SchedulerState, load: Load, now_s: float) -> None:
+    """Let class and deadline follow the leases: up when a prefetch gets a waiter, down when that one leaves."""
+    strongest = state.interest.strongest(load.wanted.key)
+    if strongest is None or strongest == (load.load_class, load.deadline_s):
+        return
+    load.load_class, load.deadline_s = strongest
+    if load.phase == "waiting" and load.wanted.key not in state.resting:
+        state.queue(load.wanted.key.pool).push(load, now_s)
+
+
+def prefetch(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
+    """Load a revision before anybody asks."""
+    if not state.ledger.serving(*wanted.key):
+        want(state, wanted, "prefetch", PREFETCHER, now_s + state.limits.prefetch_patience_s, now_s)
+
+
+def alias_turned(state: SchedulerState, event: AliasTurned, now_s: float) -> None:
+    """Load what an alias points to now, and keep what it pointed to."""
+    if event.version <= state.alias_versions.get(event.alias, 0):
+        return
+    state.alias_versions[event.alias] = event.version
+    if len(state.alias_versions) > state.limits.refusal_memory:
+        del state.alias_versions[next(iter(state.alias_versions))]
+    for wanted in event.previous:
+        state.warm.keep(wanted.key.digest, now_s)
+    for wanted in event.targets:
+        state.warm.keep(wanted.key.digest, now_s)
+        prefetch(state, wanted, now_s)
