@@ -1,0 +1,1 @@
+"""Load scenarios: every figure that openmint publishes comes out of one of these commands."""
