@@ -83,6 +83,7 @@ class TrainerLoop:
         self._wake = wake
         self._thread = TrainingThread()
         self._stopping = asyncio.Event()
+        self._drain_until_s = math.inf
         self._work = asyncio.Event()
         self._jobs: dict[UUID, _Admitted] = {}
         self._arriving: dict[UUID, HeldJob] = {}
@@ -90,6 +91,8 @@ class TrainerLoop:
 
     def stop(self) -> None:
         """Come to rest between two steps, save, give the jobs back. `run` then returns."""
+        if not self._stopping.is_set():
+            self._drain_until_s = time.monotonic() + self._settings.drain_s
         self._stopping.set()
         self._wake.set()
         self._work.set()
@@ -192,7 +195,8 @@ class TrainerLoop:
             await self._drop_lost_and_cancelled()
             if self._stopping.is_set():
                 self._training.is_draining = True
-                if not self._training.has_work:
+                # A step too long to end in time is lost; the job goes on from its last checkpoint.
+                if not self._training.has_work or time.monotonic() > self._drain_until_s:
                     return
             if not self._training.has_work:
                 self._work.clear()

@@ -29,5 +29,6 @@ class TrainerSettings(CommonSettings):
     trainer_poll_s: float = 2.0
     """How often due jobs are looked for when nothing on the bus says that there are any."""
 
-    trainer_drain_s: float = 12.0
-    """On SIGTERM: how long the steps under way may take, below the 20 s after which a supervisor kills."""
+    trainer_drain_s: float = 8.0
+    """On SIGTERM: how long the steps under way may take, and then once more for their checkpoints to be brought out;
+    together below the 20 s after which a supervisor kills."""

@@ -153,7 +153,9 @@ def running_trainer(
     """Runs the trainer's loop inside the test; it is stopped gracefully at the end."""
 
     @asynccontextmanager
-    async def run(owner: str = "one", slots: int = 4, lease_s: float = 20.0) -> AsyncGenerator[TrainerLoop]:
+    async def run(
+        owner: str = "one", slots: int = 4, lease_s: float = 20.0, drain_s: float = 20.0
+    ) -> AsyncGenerator[TrainerLoop]:
         base = load_base(tiny_base, base_facts.name, base_facts.digest, "float32")
         loop = TrainerLoop(
             LoopSettings(
@@ -162,7 +164,7 @@ def running_trainer(
                 slots=slots,
                 lease_s=lease_s,
                 poll_s=0.1,
-                drain_s=20.0,
+                drain_s=drain_s,
                 work_folder=tmp_path / f"work-{owner}",
             ),
             catalog,

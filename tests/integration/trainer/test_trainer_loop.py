@@ -165,3 +165,14 @@ async def test_a_stopped_trainer_hands_its_job_over_and_the_next_ends_with_the_s
     other = await last_checkpoint(catalog, store, broken, tmp_path)
     assert same_weights(one, other)
     assert one.meta == other.meta
+
+
+async def test_a_step_too_long_to_end_in_time_is_given_up_and_the_job_is_given_back(
+    requests: Requests, running_trainer: Running
+) -> None:
+    job = await requests.train(training={"steps": 50, "batch_rows": 4096})
+    async with running_trainer(drain_s=0.2):
+        await requests.until(job.job_id, lambda job: job.state is JobState.RUNNING)
+        await asyncio.sleep(0.3)
+    stopped = await requests.job(job.job_id)
+    assert (stopped.state, stopped.owner, stopped.step) == (JobState.RUNNING, None, 0)

@@ -113,10 +113,8 @@ async def test_a_killed_trainers_job_is_resumed_by_another_process_to_the_same_w
     async with catalog.connection() as connection:
         row = await checkpoints.latest_checkpoint(connection, job.job_id)
         revisions = await connection.fetch("select step from revisions where job_id = $1 order by step", job.job_id)
-        facts = await connection.fetchval("select count(*) from outbox where subject like 'openmint.job.completed.%'")
     assert row is not None
     assert [r["step"] for r in revisions] == [200, STEPS]
-    assert facts <= 2
     await store.fetch_to(row.key, tmp_path / "resumed.safetensors")
     resumed = read_checkpoint(tmp_path / "resumed.safetensors", row.sha256).tensors
     expected = uninterrupted(job, tiny_base, base_facts, tmp_path)
