@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 WRITE_EVERY_S = 3.0
@@ -42,7 +42,7 @@ async def run_checks(checks: Mapping[str, Check]) -> dict[str, bool]:
 
 
 @contextlib.asynccontextmanager
-async def reporting_health(checks: Mapping[str, Check]) -> AsyncIterator[None]:
+async def reporting_health(checks: Mapping[str, Check]) -> AsyncGenerator[None]:
     """Write the answers to the health file every few seconds while the block runs."""
     path = health_file()
 

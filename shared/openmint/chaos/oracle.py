@@ -40,11 +40,11 @@ class Verdict:
 
 async def open_work(connection: asyncpg.Connection) -> int:
     """How many jobs and revisions have not reached the end of their work."""
-    jobs = await connection.fetchval("select count(*) from jobs where state in ('accepted', 'running')")
-    revisions = await connection.fetchval(
-        "select count(*) from revisions where state in ('pending', 'exporting', 'exported', 'evaluating')"
+    row = await connection.fetchrow(
+        "select (select count(*) from jobs where state in ('accepted', 'running')) + "
+        "(select count(*) from revisions where state in ('pending', 'exporting', 'exported', 'evaluating')) as open"
     )
-    return int(jobs) + int(revisions)
+    return int(row["open"]) if row else 0
 
 
 async def judge_catalogue(connection: asyncpg.Connection, accepted: Iterable[str], verdict: Verdict) -> None:
@@ -57,7 +57,7 @@ async def judge_catalogue(connection: asyncpg.Connection, accepted: Iterable[str
             verdict.problems.append(f"job {job_id} was accepted and is not in the catalogue")
         elif states[job_id] not in TERMINAL_JOBS:
             verdict.problems.append(f"job {job_id} has not ended: {states[job_id]}")
-    verdict.revisions = int(await connection.fetchval("select count(*) from revisions"))
+    verdict.revisions = len(await connection.fetch("select revision_id from revisions"))
     twice = await connection.fetch(
         "select policy_id::text, number from revisions where number is not null group by 1, 2 having count(*) > 1"
     )

@@ -263,17 +263,12 @@ async def _judge(settings: CommonSettings, accepted: list[str], report: ChaosRep
     try:
         await judge_catalogue(connection, accepted, report.verdict)
         store = Store.open(settings.store_url)
-        await judge_store(connection, [entry async for entry in _keys(store)], report.verdict)
+        await judge_store(connection, await store.list("revisions/"), report.verdict)
     finally:
         await connection.close()
     if len(accepted) == 0:
         report.verdict.problems.append("no job was accepted")
     judge_events(await read_events(settings), accepted, report.verdict)
-
-
-async def _keys(store: Store) -> Any:
-    for key in await store.list("revisions/"):
-        yield key
 
 
 async def read_events(settings: CommonSettings) -> list[SeenFact]:
