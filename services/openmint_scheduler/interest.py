@@ -52,7 +52,7 @@ class InterestBook:
         waiters = self._leases.get(key)
         if not waiters:
             return None
-        load_class = min((lease.load_class for lease in waiters.values()), key=CLASS_RANKS.__getitem__)
+        load_class = min((lease.load_class for lease in waiters.values()), key=lambda name: CLASS_RANKS[name])
         return load_class, min(lease.deadline_s for lease in waiters.values())
 
     def expire(self, now_s: float) -> tuple[list[LoadKey], list[tuple[LoadKey, Ending]]]:
