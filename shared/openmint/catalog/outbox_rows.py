@@ -1,28 +1,12 @@
 """Facts on their way out, and messages already handled. `openmint.bus.outbox` relays what is appended here."""
 
-from datetime import UTC
 from uuid import UUID
 
+from openmint.bus.messages import MSG_ID, cloud_event_headers, encode
 from openmint.catalog.database import Connection
 from openmint.catalog.rows import dump_json
 from openmint.events import Fact
 from openmint.identifiers import new_id
-
-
-def cloud_event_headers(fact: Fact, service: str) -> dict[str, str]:
-    """The CloudEvents 1.0 attributes of a fact in binary mode, with the id by which the bus drops duplicates."""
-    headers = {
-        "ce-specversion": "1.0",
-        "ce-id": str(fact.event_id),
-        "ce-type": fact.event_type(),
-        "ce-source": f"openmint/{service}",
-        "ce-time": fact.occurred_at.astimezone(UTC).isoformat(),
-        "content-type": "application/json",
-        "Nats-Msg-Id": str(fact.event_id),
-    }
-    if fact.causation_id is not None:
-        headers["ce-causationid"] = fact.causation_id
-    return headers
 
 
 async def append(conn: Connection, service: str, fact: Fact) -> None:
@@ -35,7 +19,7 @@ async def append_again(conn: Connection, service: str, fact: Fact) -> None:
 
     The bus would drop it as a duplicate otherwise; a consumer still recognises it.
     """
-    await _insert(conn, service, fact, cloud_event_headers(fact, service) | {"Nats-Msg-Id": str(new_id())})
+    await _insert(conn, service, fact, cloud_event_headers(fact, service) | {MSG_ID: str(new_id())})
 
 
 async def first_time(conn: Connection, consumer: str, event_id: UUID | str) -> bool:
@@ -96,5 +80,5 @@ async def _insert(conn: Connection, service: str, fact: Fact, headers: dict[str,
         fact.event_id,
         fact.subject(),
         dump_json(headers),
-        fact.model_dump_json().encode(),
+        encode(fact),
     )
