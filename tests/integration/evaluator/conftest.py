@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +11,11 @@ from uuid import uuid4
 
 import pytest
 from aiohttp import web
+
+from openmint.bases import read_base_folder
+from openmint.catalog import bases, checkpoints, jobs, revisions
+from openmint.catalog.database import Catalog
+from openmint.catalog.rows import Revision
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -216,3 +221,34 @@ async def engines(base_folder: Path) -> AsyncIterator[dict[str, ReferenceEngine]
     yield found
     for engine in found.values():
         await engine.stop()
+
+
+@pytest.fixture
+async def export_revision(catalog: Catalog, base_folder: Path) -> Callable[..., Awaitable[Revision]]:
+    """Takes one policy through job, checkpoint and export to a revision in state exported."""
+    facts = read_base_folder(base_folder)
+    async with catalog.connection() as conn:
+        await bases.register_base(conn, facts.name, facts.digest, str(base_folder), facts.modules, {})
+
+    async def export(
+        digest: str, spec: dict[str, Any] | None = None, policy: str = "reviews", manifest: dict[str, Any] | None = None
+    ) -> Revision:
+        async with catalog.connection() as conn:
+            job, _ = await jobs.accept_job(
+                conn, service="gateway", tenant="acme", policy=policy, base=facts.name, spec=spec or {},
+                idempotency_key=None, request_hash=os.urandom(32), request_id=str(uuid4()),
+            )  # fmt: skip
+            held = await jobs.claim_job(conn, facts.name, "trainer-1", 60)
+            assert held is not None and held.job_id == job.job_id
+            _, revision = await checkpoints.commit_checkpoint(
+                conn, job.job_id, held.fence, 10, f"checkpoints/{job.job_id}", os.urandom(32), 100, True
+            )
+            await jobs.complete_job(conn, job.job_id, held.fence, 10, 100, 1.0)
+            assert revision is not None
+            claimed = await revisions.claim_export(conn, "exporter-1", 60, revision.revision_id)
+            assert claimed is not None
+            return await revisions.commit_export(
+                conn, revision.revision_id, claimed.fence, digest, manifest or {"rank": 4}, 1000, 1.0
+            )
+
+    return export

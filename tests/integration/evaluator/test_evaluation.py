@@ -1,4 +1,4 @@
-"""Whole evaluations on engines that the reference itself backs: fp32 parity and bf16 noise are real, faults injected."""
+"""Whole evaluations on engines backed by the reference: fp32 parity and bf16 noise are real, faults injected."""
 
 import hashlib
 import json
