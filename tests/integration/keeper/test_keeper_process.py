@@ -1,0 +1,61 @@
+"""The keeper as it runs: a process of its own, a real bus, a real database, and SIGTERM."""
+
+import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openmint.bus.connection import Bus
+from openmint.catalog import Catalog
+from openmint.settings import CommonSettings
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+async def keeper(settings: CommonSettings, bus: Bus, tmp_path: Path) -> AsyncIterator[Process]:
+    environment = os.environ | {
+        "OPENMINT_STATE_DIR": str(settings.state_dir),
+        "OPENMINT_NATS_URL": settings.nats_url,
+        "OPENMINT_NATS_USER": settings.nats_user,
+        "OPENMINT_NATS_PASSWORD": settings.nats_password,
+        "OPENMINT_POSTGRES_DSN": settings.postgres_dsn,
+        "OPENMINT_STORE_URL": settings.store_url,
+        "OPENMINT_KEEPER_EVERY_S": "0.1",
+        "OPENMINT_KEEPER_ANNOUNCE_AFTER_S": "0.2",
+        "OPENMINT_HEALTH_FILE": str(tmp_path / "health.json"),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "openmint_keeper.app", env=environment, stdout=PIPE, stderr=DEVNULL
+    )
+    yield process
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+async def test_a_hint_that_was_lost_arrives_after_all_and_sigterm_ends_it(
+    keeper: Process, tenancy: Any, catalog: Catalog, bus: Bus
+) -> None:
+    job = await tenancy.accept()
+    # The outbox row is gone without having been sent: the bus and all that it held were lost.
+    await tenancy.execute("delete from outbox")
+    subscription = await bus.js.subscribe(f"openmint.job.accepted.v1.acme.{job.job_id}", ordered_consumer=True)
+    first = await subscription.next_msg(timeout=PATIENCE_S)
+    second = await subscription.next_msg(timeout=PATIENCE_S)
+    assert first.headers is not None and second.headers is not None
+    assert first.headers["ce-id"] == second.headers["ce-id"] == str(job.hint_event_id)
+    assert first.headers["Nats-Msg-Id"] != second.headers["Nats-Msg-Id"]
+    await subscription.unsubscribe()
+
+    keeper.send_signal(signal.SIGTERM)
+    output, _ = await asyncio.wait_for(keeper.communicate(), PATIENCE_S)
+    assert keeper.returncode == 0
+    assert b"keeper.stopped" in output
+    assert b"step.announced_again" in output
