@@ -72,6 +72,31 @@ class BaseFacts:
         rest = {name: body[name] for name in body if name not in ("modules", "targets")}
         return cls(modules=modules, targets=tuple(body["targets"]), **rest)
 
+    @classmethod
+    def registered(
+        cls, name: str, digest: str, modules: Mapping[str, tuple[int, int]], config: Mapping[str, Any]
+    ) -> "BaseFacts":
+        """The facts of a base as the catalogue keeps it; what its `config` does not say stays empty."""
+        body: dict[str, Any] = {
+            "model_type": "",
+            "architecture": "",
+            "max_positions": 0,
+            "vocab_size": 0,
+            "hidden_size": 0,
+            "layers": 0,
+            "dtype": "",
+            "has_chat_template": False,
+            "files": {},
+        }
+        known = {field: config[field] for field in body if field in config}
+        return cls(
+            name=name,
+            digest=digest,
+            modules=dict(modules),
+            targets=targets_of(modules),
+            **(body | known),
+        )
+
 
 def read_base_folder(path: Path, name: str | None = None) -> BaseFacts:
     """Read a base model's folder; its name is the folder's unless another is given.
@@ -100,7 +125,7 @@ def read_base_folder(path: Path, name: str | None = None) -> BaseFacts:
         model_type=str(config.get("model_type", "")),
         architecture=str(architectures[0]),
         modules=modules,
-        targets=tuple(sorted({module.rpartition(".")[2] for module in modules})),
+        targets=targets_of(modules),
         max_positions=_positive(config, "max_position_embeddings"),
         vocab_size=_positive(config, "vocab_size"),
         hidden_size=_positive(config, "hidden_size"),
@@ -109,6 +134,11 @@ def read_base_folder(path: Path, name: str | None = None) -> BaseFacts:
         has_chat_template=_has_chat_template(folder),
         files=files,
     )
+
+
+def targets_of(modules: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """The last parts of module paths, each once, sorted."""
+    return tuple(sorted({module.rpartition(".")[2] for module in modules}))
 
 
 def _read_config(path: Path) -> dict[str, Any]:
