@@ -11,13 +11,12 @@ from aiohttp import web
 from openmint.adapters.signing import TrustedKeys
 from openmint.adapters.store import Store
 from openmint.bases import read_base_folder
-from openmint.bus.connection import connect_bus
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
 from openmint_engine_host.control import ControlServer
 from openmint_engine_host.heartbeats import Announcer, ResidencyFeed, Silence, beat
 from openmint_engine_host.host import EngineHost
-from openmint_engine_host.launch import free_port, lora_targets
+from openmint_engine_host.launch import free_port
 from openmint_engine_host.plugin.versions import installed_version
 from openmint_engine_host.settings import EngineHostSettings
 from openmint_engine_host.spool import Spool
@@ -30,11 +29,11 @@ log = structlog.get_logger()
 
 async def serve(settings: EngineHostSettings, stop: asyncio.Event) -> None:
     """Run one engine until `stop` is set; its process group is gone when this returns."""
-    base = await asyncio.to_thread(read_base_folder, settings.base_folder)
+    base = await asyncio.to_thread(read_base_folder, settings.base_folder, settings.base)
     store = Store.open(settings.store_url)
-    source = StoreSource(store, base, TrustedKeys.open(settings.state_dir), settings.max_adapter_bytes)
+    source = StoreSource(store, base, TrustedKeys.open(settings.state_dir))
     spool = Spool(settings.run_dir / "prepared", settings.spool_bytes)
-    supervisor = Supervisor(settings, lora_targets(base.modules))
+    supervisor = Supervisor(settings, list(base.targets))
 
     def stager(resident_digests: Callable[[], set[str]]) -> Stager:
         return Stager(source, spool, settings.run_dir / "scratch", settings.staging_concurrency, resident_digests)
@@ -74,6 +73,8 @@ async def _announcer(settings: EngineHostSettings) -> AsyncIterator[Announcer]:
     if not settings.announce:
         yield Silence()
         return
+    from openmint.bus.connection import connect_bus
+
     bus = await connect_bus(settings, f"engine-host-{settings.engine_name}")
     try:
         yield bus

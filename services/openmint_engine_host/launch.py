@@ -4,7 +4,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,6 @@ from openmint_engine_host.settings import EngineHostSettings
 EXTENSION = "openmint_engine_host.plugin.worker.WorkerExtension"
 MIDDLEWARE = "openmint_engine_host.plugin.front.EngineFront"
 
-NOT_LORA_TARGETS = frozenset({"lm_head", "embed_tokens"})
-"""Two concurrent requests for prompt logprobs kill an engine that has LoRA on lm_head (vLLM 0.32)."""
-
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -25,11 +22,6 @@ class Launch:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     port: int
-
-
-def lora_targets(modules: Iterable[str]) -> list[str]:
-    """The last parts of the base's module paths: what `--lora-target-modules` needs."""
-    return sorted({module.rpartition(".")[2] for module in modules} - NOT_LORA_TARGETS)
 
 
 def plan_launch(settings: EngineHostSettings, targets: list[str], front: FrontSettings, front_file: Path) -> Launch:
@@ -42,6 +34,7 @@ def plan_launch(settings: EngineHostSettings, targets: list[str], front: FrontSe
     arguments += ["--max-model-len", str(settings.max_model_len), "--max-num-seqs", str(settings.max_num_seqs)]
     arguments += ["--enable-lora", "--max-loras", str(settings.max_loras)]
     arguments += ["--max-cpu-loras", str(settings.max_cpu_loras), "--max-lora-rank", str(settings.max_lora_rank)]
+    # Never lm_head: with LoRA on it, two concurrent requests for prompt logprobs kill an engine (vLLM 0.32).
     arguments += ["--lora-target-modules", *targets]
     arguments += ["--worker-extension-cls", EXTENSION, "--middleware", MIDDLEWARE]
     arguments += ["--disable-uvicorn-access-log", "--enforce-eager", *shlex.split(settings.vllm_arguments)]

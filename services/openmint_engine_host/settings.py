@@ -43,7 +43,6 @@ class EngineHostSettings(CommonSettings):
     spool_dir: Path | None = Field(default=None, description="Prepared adapters and run files; empty: state_dir/spool")
     spool_bytes: int = Field(default=2 << 30, description="Prepared adapters beyond this are dropped, oldest use first")
     staging_concurrency: int = Field(default=2, ge=1, description="Fetch and check this many adapters at once")
-    max_adapter_bytes: int = Field(default=1 << 30, description="Larger adapters are refused before they are fetched")
 
     start_timeout_s: float = Field(default=300.0, description="A loaded machine takes up to 100 s to import vLLM")
     hang_after_s: float = Field(default=30.0, description="An engine that does not answer for so long is killed")
