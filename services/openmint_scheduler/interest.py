@@ -52,8 +52,8 @@ class InterestBook:
         waiters = self._leases.get(key)
         if not waiters:
             return None
-        load_class = min((lease.load_class for lease in waiters.values()), key=lambda name: CLASS_RANKS[name])
-        return load_class, min(lease.deadline_s for lease in waiters.values())
+        best = min(waiters.values(), key=lambda lease: CLASS_RANKS[lease.load_class])
+        return best.load_class, min(lease.deadline_s for lease in waiters.values())
 
     def expire(self, now_s: float) -> tuple[list[LoadKey], list[tuple[LoadKey, Ending]]]:
         """Drop every lease that has ended: what lost some of its leases, and what lost its last one and why."""

@@ -6,7 +6,7 @@ the residency view's, or `load.failed`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -119,7 +119,7 @@ class LoadWaiter:
                 raise LoadTimeout(f"{what} was not resident within {deadline_s:.1f} s", retry_after_s=2.0) from error
 
     @asynccontextmanager
-    async def lease(self, order: LoadOrder, deadline_s: float) -> AsyncIterator[Placement]:
+    async def lease(self, order: LoadOrder, deadline_s: float) -> AsyncGenerator[Placement]:
         """A placement that is kept for as long as the block lasts: the scheduler does not evict what is leased.
 
         The engine may still die; then its requests fail and the lease may be taken again. Raises as ensure_resident.
@@ -129,7 +129,7 @@ class LoadWaiter:
             yield placement
 
     @asynccontextmanager
-    async def _waiting(self, order: LoadOrder, ends_s: float | None) -> AsyncIterator[_SharedWait]:
+    async def _waiting(self, order: LoadOrder, ends_s: float | None) -> AsyncGenerator[_SharedWait]:
         """Count as one of those who wait; `ends_s` None for one who uses what he waited for."""
         key = (order.base, order.pool, order.digest)
         wait = self._waits.get(key)
