@@ -106,6 +106,7 @@ def decode_raw(raw: RawMessage) -> Received[Event]:
     if said and said != event_type:
         raise BadEvent(f"header ce-type says {said[:100]!r}, the subject says {event_type!r}")
     tenant = raw.tenant
+    check_name(raw.token, "last token of the subject")
     body = parse_object(raw.data)
     event = validate(event_class, raw.data)
     claimed = body.get("tenant")

@@ -6,6 +6,7 @@ decides.
 
 from dataclasses import dataclass
 
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import APIError, NotFoundError
@@ -59,6 +60,17 @@ async def ensure_load_consumer(bus: Bus, base: str) -> ConsumerPlan:
     return plan
 
 
+async def consumers_exist(bus: Bus, service: str) -> bool:
+    """Are this service's consumers there? FastStream does not notice when one is deleted under it: ask in readiness."""
+    for plan in CONSUMERS:
+        if plan.service == service:
+            try:
+                await bus.js.consumer_info(plan.stream, plan.name)
+            except (APIError, NatsError, TimeoutError, OSError):
+                return False
+    return True
+
+
 def _note(name: str, outcome: str | None, created: list[str], repaired: list[str], unchanged: list[str]) -> None:
     if outcome is None:
         unchanged.append(name)
@@ -94,7 +106,7 @@ async def _ensure_stream(js: JetStreamContext, plan: StreamPlan, replicas: int |
 
 
 async def _ensure_consumer(js: JetStreamContext, plan: ConsumerPlan, filter_subject: str) -> str | None:
-    wanted = _consumer_config(plan, filter_subject)
+    wanted = consumer_config(plan, filter_subject)
     try:
         present = (await js.consumer_info(plan.stream, plan.name)).config
     except NotFoundError:
@@ -158,7 +170,8 @@ def _stream_config(plan: StreamPlan, replicas: int) -> StreamConfig:
     )
 
 
-def _consumer_config(plan: ConsumerPlan, filter_subject: str) -> ConsumerConfig:
+def consumer_config(plan: ConsumerPlan, filter_subject: str) -> ConsumerConfig:
+    """A consumer of the table as the server takes it."""
     return ConsumerConfig(
         name=plan.name,
         durable_name=plan.name,

@@ -68,6 +68,8 @@ class ConsumerPlan:
     event: type[Event]
     ack_wait_s: float = ACK_WAIT_S
     max_ack_pending: int = 16
+    batch: int = 1
+    """Fetched and handled together; the next batch waits for the slowest, so long work has 1."""
 
     @property
     def filter_subject(self) -> str:
@@ -165,12 +167,12 @@ STREAMS = (JOBS, LOADS, EVENTS, RESIDENCY, DEAD, ADVISORIES)
 
 CONSUMERS = (
     # Intake answers in milliseconds; many at once only wait for the database.
-    ConsumerPlan("gateway-intake", "JOBS", "gateway", TrainRequested, max_ack_pending=64),
+    ConsumerPlan("gateway-intake", "JOBS", "gateway", TrainRequested, max_ack_pending=64, batch=16),
     # A wake only: every worker also looks for due work by itself, and the catalogue decides who gets it.
-    ConsumerPlan("trainer-job-accepted", "EVENTS", "trainer", JobAccepted),
+    ConsumerPlan("trainer-job-accepted", "EVENTS", "trainer", JobAccepted, batch=16),
     ConsumerPlan("exporter-checkpoint-saved", "EVENTS", "exporter", CheckpointSaved, max_ack_pending=4),
     ConsumerPlan("evaluator-revision-exported", "EVENTS", "evaluator", RevisionExported, max_ack_pending=4),
-    ConsumerPlan("scheduler-alias-moved", "EVENTS", "scheduler", AliasMoved, max_ack_pending=64),
+    ConsumerPlan("scheduler-alias-moved", "EVENTS", "scheduler", AliasMoved, max_ack_pending=64, batch=16),
 )
 
 
