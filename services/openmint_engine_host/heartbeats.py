@@ -55,7 +55,7 @@ class ResidencyFeed:
         self._pools = list(pools)
         self._sequence = 0
 
-    async def joined(self, boot: Boot, control_url: str, build: str) -> None:
+    async def joined(self, boot: Boot, control_url: str) -> None:
         """The engine is up."""
         self._sequence = 0
         await self._publish(
@@ -67,7 +67,7 @@ class ResidencyFeed:
                 pools=self._pools,
                 url=boot.url,
                 control_url=control_url,
-                build=build,
+                build=boot.build,
             )
         )
 

@@ -51,7 +51,6 @@ class EngineHost:
         self._attaching = asyncio.Lock()
         self._stage_ms: dict[str, float] = {}
         self.control_url = ""
-        self.build = ""
         self.is_draining = False
 
     def resident_digests(self) -> set[str]:
@@ -61,7 +60,7 @@ class EngineHost:
 
     async def on_ready(self, boot: Boot) -> None:
         """A boot answers: tell the bus."""
-        await self._feed.joined(boot, self.control_url, self.build)
+        await self._feed.joined(boot, self.control_url)
 
     async def on_lost(self, boot: Boot, reason: str) -> None:
         """A boot is gone: tell the bus."""
@@ -80,7 +79,7 @@ class EngineHost:
             pools=self._settings.pool_names,
             url=boot.url,
             condition=self._condition(state),
-            build=self.build,
+            build=boot.build,
             capabilities=boot.capabilities,
             capacity=boot.capacity,
             slots=boot.slots,

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openmint.identifiers import check_name
 from openmint.settings import CommonSettings
@@ -48,6 +48,12 @@ class EngineHostSettings(CommonSettings):
     hang_after_s: float = Field(default=30.0, description="An engine that does not answer for so long is killed")
     drain_s: float = Field(default=10.0, description="On a stop, requests in flight get so long to finish")
     announce: bool = Field(default=True, description="False: run without the bus (an engine by itself)")
+
+    @model_validator(mode="after")
+    def _slots_within_capacity(self) -> Self:
+        if self.max_cpu_loras < self.max_loras:
+            raise ValueError(f"max_cpu_loras {self.max_cpu_loras} is below max_loras {self.max_loras}")
+        return self
 
     def resolve(self) -> Self:
         """As for every service, but an engine host needs no catalogue, and without announcements no bus either."""

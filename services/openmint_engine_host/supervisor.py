@@ -45,6 +45,7 @@ class Boot:
     url: str
     process: asyncio.subprocess.Process
     plugin: PluginClient
+    build: str
     module_table: ModuleTable
     capabilities: frozenset[str]
     capacity: int
@@ -149,6 +150,7 @@ class Supervisor:
             settings.advertised(launch.port),
             process,
             plugin,
+            f"vllm {started['vllm_version']} {settings.dtype}",
             ModuleTable.from_json(started["module_table"]),
             frozenset(started["capabilities"]),
             started["capacity"],

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from openmint_engine_host.plugin.admission import Admission, ResidentAdapter
+from openmint_engine_host.plugin.versions import installed_version
 from openmint_engine_host.plugin.versions.contract import Load, VersionModule
 
 FIRST_ADAPTER_ID = 1_000
@@ -112,6 +113,7 @@ class Commands:
         self._admission.closed_because = ""
         return {
             "boot_id": self._boot_id,
+            "vllm_version": installed_version(),
             "capabilities": sorted(self._version.capabilities),
             "module_table": table,
             "capacity": residency["capacity"],

@@ -150,7 +150,9 @@ async def test_a_hang_up_ends_the_work_and_its_count(fp32_engine: RunningEngine)
             assert time.monotonic() - began < 5
             await asyncio.sleep(0.02)
         with pytest.raises(httpx.ReadTimeout):
-            await http.post("/v1/completions", json={"model": name, **LONG, "max_tokens": 1000, "stream": False}, timeout=0.5)
+            await http.post(
+                "/v1/completions", json={"model": name, **LONG, "max_tokens": 1000, "stream": False}, timeout=0.5
+            )
         began = time.monotonic()
         while await residents_in_flight(fp32_engine) != {name: 0}:
             assert time.monotonic() - began < 10
