@@ -7,15 +7,27 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from pydantic import JsonValue
 
+from openmint.adapters.escaping import shown
+from openmint.adapters.strict_json import NotStrict, read_strict_json
 from openmint.errors import BadDataset
 
 JsonRow = Mapping[str, JsonValue]
 
 MAX_ROWS = 1_000_000
+MAX_BYTES = 1 << 30
+"""Rows are held in memory while a job trains."""
+
+MAX_LINE_BYTES = 8 << 20
+MAX_MESSAGES = 4096
+
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+
+_NOT_RENDERED = ("tools", "functions", "function_call", "tool_calls", "audio", "refusal")
+"""Fields that change what a model would be shown, and that we would leave out in silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +39,71 @@ class CanonicalDataset:
     digest: str
 
 
-def canonical_dataset(rows: Sequence[JsonRow], field: str = "dataset") -> CanonicalDataset:
-    """Check the rows and make their canonical JSON Lines: sorted keys, no blanks, UTF-8, a newline after each.
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a chat."""
 
-    Raises: BadDataset naming the row, from 1.
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of either form: what stands before the completion, and the completion.
+
+    A chat row has `prompt_messages` (all but its last message) and no `prompt`; the other form is the other way round.
+    """
+
+    completion: str
+    prompt: str | None = None
+    prompt_messages: tuple[Message, ...] | None = None
+
+    @property
+    def is_chat(self) -> bool:
+        """True when the base's chat template renders the prompt."""
+        return self.prompt_messages is not None
+
+
+def rows_from_bytes(data: bytes, field: str = "dataset") -> list[Row]:
+    """The rows of a JSON Lines file, checked.
+
+    Raises: BadDataset naming the line, from 1, and the field of the row; also when there are none or too many.
+    """
+    rows: list[Row] = []
+    for number, body in _parse_lines(data, field):
+        where = f"line {number}"
+        _check_row(body, where, field)
+        rows.append(_row_of(body))
+    if not rows:
+        raise BadDataset("the dataset has no rows", field=field)
+    return rows
+
+
+def canonical_jsonl(rows: Sequence[JsonRow]) -> bytes:
+    """The canonical JSON Lines of rows: sorted keys, no blanks, UTF-8, a newline after each. Raises: BadDataset."""
+    return canonical_dataset(rows).data
+
+
+def canonical_dataset(rows: Sequence[JsonRow], field: str = "dataset") -> CanonicalDataset:
+    """Check the rows and make their canonical JSON Lines, whose sha256 names them.
+
+    Raises: BadDataset naming the row, from 1, and its field.
     """
     check_rows(rows, field)
-    data = b"".join(_line(row, number, field) for number, row in enumerate(rows, start=1))
+    lines: list[bytes] = []
+    size = 0
+    for number, row in enumerate(rows, start=1):
+        lines.append(_line(row, number, field))
+        size += len(lines[-1])
+        if size > MAX_BYTES:
+            raise BadDataset(f"the dataset is larger than {MAX_BYTES} bytes at row {number}", field=field)
+    data = b"".join(lines)
     return CanonicalDataset(len(rows), data, f"sha256:{hashlib.sha256(data).hexdigest()}")
 
 
 def read_json_lines(data: bytes, field: str = "dataset") -> list[dict[str, JsonValue]]:
-    """The rows of a JSON Lines file; blank lines are skipped. Raises: BadDataset naming the line, from 1."""
-    return list(_parse_lines(data, field))
+    """The objects of a JSON Lines file; blank lines are skipped. Raises: BadDataset naming the line, from 1."""
+    return [row for _, row in _parse_lines(data, field)]
 
 
 def check_rows(rows: Sequence[JsonRow], field: str = "dataset") -> None:
@@ -49,7 +113,7 @@ def check_rows(rows: Sequence[JsonRow], field: str = "dataset") -> None:
     if len(rows) > MAX_ROWS:
         raise BadDataset(f"the dataset has {len(rows)} rows; the limit is {MAX_ROWS}", field=field)
     for number, row in enumerate(rows, start=1):
-        _check_row(row, number, field)
+        _check_row(row, f"row {number}", field)
 
 
 def completion_of(row: JsonRow) -> str:
@@ -60,45 +124,83 @@ def completion_of(row: JsonRow) -> str:
     return str(row.get("completion") or "")
 
 
-def _parse_lines(data: bytes, field: str) -> Iterator[dict[str, JsonValue]]:
-    for number, line in enumerate(data.split(b"\n"), start=1):
+def _parse_lines(data: bytes, field: str) -> Iterator[tuple[int, dict[str, JsonValue]]]:
+    if len(data) > MAX_BYTES:
+        raise BadDataset(f"the dataset has {len(data)} bytes; the limit is {MAX_BYTES}", field=field)
+    count = 0
+    # Split at newlines alone: U+2028 and others are text inside a JSON string.
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
+        if len(line) > MAX_LINE_BYTES:
+            raise BadDataset(f"line {number} has {len(line)} bytes; the limit is {MAX_LINE_BYTES}", field=field)
+        count += 1
+        if count > MAX_ROWS:
+            raise BadDataset(f"the dataset has more than {MAX_ROWS} rows", field=field)
         try:
-            row = json.loads(line, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise BadDataset(f"line {number} is not JSON: {str(error)[:200]}", field=field) from error
+            row = read_strict_json(line)
+        except NotStrict as error:
+            raise BadDataset(f"line {number} is not JSON: {error}", field=field) from error
         if not isinstance(row, dict):
             raise BadDataset(f"line {number} is not an object", field=field)
-        yield row
+        yield number, cast("dict[str, JsonValue]", row)
 
 
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _check_row(row: JsonRow, number: int, field: str) -> None:
+def _check_row(row: JsonRow, where: str, field: str) -> None:
+    for name in _NOT_RENDERED:
+        if row.get(name):
+            raise BadDataset(f"{where}: {name} is not supported", field=field)
     if "messages" in row:
-        _check_messages(row["messages"], number, field)
+        for name in ("prompt", "completion"):
+            if name in row:
+                raise BadDataset(f"{where} has both messages and {name}", field=field)
+        _check_messages(row["messages"], where, field)
         return
     for name in ("prompt", "completion"):
         if name not in row:
-            raise BadDataset(f"row {number} has neither messages nor {name}", field=field)
+            raise BadDataset(f"{where} has neither messages nor {name}", field=field)
         if not isinstance(row[name], str):
-            raise BadDataset(f"row {number}: {name} is not a text", field=field)
+            raise BadDataset(f"{where}: {name} is not a text", field=field)
     if not row["completion"]:
-        raise BadDataset(f"row {number} has an empty completion", field=field)
+        raise BadDataset(f"{where} has an empty completion", field=field)
 
 
-def _check_messages(messages: JsonValue, number: int, field: str) -> None:
+def _check_messages(messages: JsonValue, where: str, field: str) -> None:
     if not isinstance(messages, list) or not messages:
-        raise BadDataset(f"row {number}: messages is not a list with at least one message", field=field)
-    for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES or "content" not in message:
-            raise BadDataset(f"row {number}: a message is not an object with a known role and a content", field=field)
+        raise BadDataset(f"{where}: messages is not a list with at least one message", field=field)
+    if len(messages) > MAX_MESSAGES:
+        raise BadDataset(f"{where} has {len(messages)} messages; the limit is {MAX_MESSAGES}", field=field)
+    for number, message in enumerate(messages):
+        place = f"{where}: messages[{number}]"
+        if not isinstance(message, dict):
+            raise BadDataset(f"{place} is not an object", field=field)
+        role = message.get("role")
+        if not isinstance(role, str) or role not in ROLES:
+            raise BadDataset(f"{place}.role is {_value(role)}, none of {', '.join(sorted(ROLES))}", field=field)
+        if not isinstance(message.get("content"), str):
+            raise BadDataset(f"{place}.content is not a text", field=field)
+        for name in _NOT_RENDERED:
+            if message.get(name):
+                raise BadDataset(f"{place}.{name} is not supported", field=field)
     last = messages[-1]
     if not isinstance(last, dict) or last.get("role") != "assistant":
-        raise BadDataset(f"row {number} does not end with an assistant message", field=field)
+        raise BadDataset(f"{where} does not end with an assistant message", field=field)
+    if not last["content"]:
+        raise BadDataset(
+            f"{where}: messages[{len(messages) - 1}].content is empty: there is nothing to learn", field=field
+        )
+
+
+def _row_of(row: JsonRow) -> Row:
+    messages = row.get("messages")
+    if messages is None:
+        return Row(completion=str(row["completion"]), prompt=str(row["prompt"]))
+    chat = [Message(str(m["role"]), str(m["content"])) for m in cast("list[dict[str, JsonValue]]", messages)]
+    return Row(completion=chat[-1].content, prompt_messages=tuple(chat[:-1]))
+
+
+def _value(value: JsonValue) -> str:
+    return shown(value, 40) if isinstance(value, str) else json.dumps(value)[:40]
 
 
 def _line(row: JsonRow, number: int, field: str) -> bytes:
