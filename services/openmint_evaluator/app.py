@@ -1,4 +1,4 @@
-"""Wiring of the evaluator. Start it with `python -m openmint_evaluator.app`; SIGTERM gives its work back and ends it."""
+"""Wiring of the evaluator. Start it with `python -m openmint_evaluator.app`; on SIGTERM it gives its work back."""
 
 import asyncio
 import os

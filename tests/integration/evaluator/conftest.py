@@ -2,9 +2,12 @@
 
 import asyncio
 import functools
+import hashlib
+import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -12,10 +15,18 @@ from uuid import uuid4
 import pytest
 from aiohttp import web
 
+from openmint.adapters.checks import check_adapter_folder
+from openmint.adapters.manifest import Manifest
+from openmint.adapters.revision_files import put_revision_folder
+from openmint.adapters.signing import SigningKey, keys_folder
+from openmint.adapters.store import Store
 from openmint.bases import read_base_folder
+from openmint.bus.connection import Bus
 from openmint.catalog import bases, checkpoints, jobs, revisions
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Revision
+from openmint.events import AdapterResident, Cause, EngineHeartbeat, EngineJoined, LoadFailed, LoadRequested
+from openmint.settings import CommonSettings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -252,3 +263,107 @@ async def export_revision(catalog: Catalog, base_folder: Path) -> Callable[..., 
             )
 
     return export
+
+
+@dataclass
+class Fleet:
+    """Stands for scheduler and engine hosts: loads whatever is asked for, at once, and tells the bus as they do."""
+
+    bus: Bus
+    base: str
+    base_digest: str
+    engines: dict[str, ReferenceEngine]
+    folders: dict[str, Path]
+    faults: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """(pool, digest) -> what is served in its place."""
+    loaded: list[tuple[str, str]] = field(default_factory=list)
+    refuses: str = ""
+    _sequence: int = 0
+    _residents: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    async def announce(self) -> None:
+        """Each engine has joined."""
+        for pool, engine in self.engines.items():
+            await self.bus.publish_soft(
+                EngineJoined(
+                    base=self.base, base_digest=self.base_digest, engine=f"{pool}-1", boot_id=engine.boot_id,
+                    pools=[pool], url=engine.url, control_url="http://127.0.0.1:9",
+                    build=f"vllm 0.32.0 {engine.dtype}",
+                )
+            )  # fmt: skip
+
+    async def beat(self) -> None:
+        """A heartbeat of each engine every second."""
+        while True:
+            for pool, engine in self.engines.items():
+                names = sorted(self._residents.get(pool, {}).values())
+                beat = EngineHeartbeat(
+                    base=self.base, base_digest=self.base_digest, engine=f"{pool}-1", boot_id=engine.boot_id,
+                    pools=[pool], url=engine.url, control_url="http://127.0.0.1:9", capacity=8, max_rank=8,
+                    list_version=len(names), list_hash=hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+                )  # fmt: skip
+                await self.bus.publish_core(beat.subject(), beat)
+            await asyncio.sleep(0.5)
+
+    async def on_request(self, message: Any) -> None:
+        """Load, or refuse."""
+        request = LoadRequested.model_validate_json(message.data)
+        pool, digest = request.pool, request.digest
+        assert request.load_class == "evaluation"
+        if self.refuses:
+            cause = Cause(code="bad_adapter", detail=self.refuses)
+            await self.bus.publish_soft(
+                LoadFailed(tenant=request.tenant, base=request.base, pool=pool, digest=digest, cause=cause)
+            )
+            return
+        engine, residents = self.engines[pool], self._residents.setdefault(pool, {})
+        if digest not in residents:
+            name = residents[digest] = f"{request.policy}@{digest[7:19]}#{len(self.loaded)}"
+            self.loaded.append((pool, digest))
+            engine.serve(name, digest, **{"folder": self.folders[digest], **self.faults.get((pool, digest), {})})
+            self._sequence += 1
+            await self.bus.publish_soft(
+                AdapterResident(
+                    base=self.base, engine=f"{pool}-1", boot_id=engine.boot_id, sequence=self._sequence,
+                    digest=digest, adapter_name=name, url=engine.url, pools=[pool],
+                )
+            )  # fmt: skip
+
+
+@pytest.fixture
+async def fleet(bus: Bus, base_folder: Path, engines: dict[str, ReferenceEngine]) -> AsyncIterator[Fleet]:
+    """Two engines on the bus, and somebody who loads."""
+    facts = read_base_folder(base_folder)
+    fleet = Fleet(bus, facts.name, facts.digest, engines, {})
+    subscription = await bus.nc.subscribe(LoadRequested.subject_filter(), cb=fleet.on_request)
+    await fleet.announce()
+    beating = asyncio.create_task(fleet.beat())
+    yield fleet
+    beating.cancel()
+    await subscription.unsubscribe()
+
+
+@pytest.fixture
+def publish_adapter(
+    settings: CommonSettings, base_folder: Path, make_adapter: Callable[..., Path], tmp_path: Path
+) -> Callable[..., Awaitable[tuple[str, Path, dict[str, Any]]]]:
+    """Checks, signs and stores an adapter as the exporter does; gives digest, folder and manifest."""
+    facts = read_base_folder(base_folder)
+    key = SigningKey.load_or_create(keys_folder(settings.state_dir))
+
+    async def publish(seed: int, **options: Any) -> tuple[str, Path, dict[str, Any]]:
+        made, folder = make_adapter(seed, **options), tmp_path / f"export-{seed}"
+        folder.mkdir()
+        shutil.copyfile(made / "adapter_model.safetensors", folder / "adapter_model.safetensors")
+        config = json.loads((made / "adapter_config.json").read_text())
+        kept = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "task_type")
+        body = {name: config[name] for name in kept} | {"base_model_name_or_path": facts.name}
+        (folder / "adapter_config.json").write_text(json.dumps(body))
+        manifest = Manifest.of(check_adapter_folder(folder, facts), facts.digest)
+        raw = manifest.canonical_bytes()
+        (folder / "manifest.json").write_bytes(raw)
+        (folder / "manifest.sig").write_bytes(key.sign(raw))
+        await put_revision_folder(Store.open(settings.store_url), manifest.digest(), folder)
+        return manifest.digest(), made, manifest.as_json()
+
+    return publish
