@@ -1,6 +1,7 @@
 """Wiring of the trainer. Start it with `python -m openmint_trainer.app`; SIGTERM hands its jobs back and ends it."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -13,17 +14,17 @@ from transformers import AutoTokenizer
 
 from openmint.adapters.store import Store
 from openmint.bases import read_base_folder
+from openmint.bus.broker import make_broker
 from openmint.bus.connection import connect_bus
 from openmint.bus.outbox import OutboxRelay
-from openmint.bus.tail import tail
 from openmint.catalog.bases import find_base
 from openmint.catalog.database import Catalog
-from openmint.errors import Conflict
-from openmint.events import JobAccepted
+from openmint.catalog.outbox_rows import oldest_unsent_s
+from openmint.errors import Conflict, OpenmintError
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
 from openmint_trainer.executor import Executor
-from openmint_trainer.handlers import Handlers
+from openmint_trainer.handlers import subscribe
 from openmint_trainer.loop import LoopSettings, TrainerLoop
 from openmint_trainer.mixed_training import MixedTraining
 from openmint_trainer.resident_base import load_base, use_one_thread
@@ -31,11 +32,21 @@ from openmint_trainer.settings import TrainerSettings
 
 log = structlog.get_logger()
 
+RELAY_GRACE_S = 2.0
+
 
 async def catalog_answers(catalog: Catalog) -> bool:
     """Whether a trivial query comes back."""
     async with catalog.connection() as connection:
         return await connection.fetchval("select true") is True
+
+
+async def relayed(catalog: Catalog) -> None:
+    """Wait a moment until nothing is left in the outbox: nobody may be there to tell it after us."""
+    with contextlib.suppress(OpenmintError, TimeoutError):
+        async with asyncio.timeout(RELAY_GRACE_S), catalog.connection() as connection:
+            while await oldest_unsent_s(connection) > 0:
+                await asyncio.sleep(0.05)
 
 
 async def serve(settings: TrainerSettings) -> None:
@@ -79,19 +90,19 @@ async def serve(settings: TrainerSettings) -> None:
             )
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, loop.stop)
-            handlers = Handlers(facts.name, wake)
-            background = [
-                asyncio.create_task(OutboxRelay(catalog.pool, bus, "trainer").run()),
-                asyncio.create_task(tail(bus, [JobAccepted], handlers.on_job_accepted, deliver="new", stream="EVENTS")),
-            ]
+            broker = make_broker(settings, "trainer")
+            subscribe(broker, facts.name, wake)
+            await broker.start()
+            relay = asyncio.create_task(OutboxRelay(catalog.pool, bus, "trainer").run())
             log.info("trainer.started", base=facts.name, dtype=str(base.dtype), slots=settings.trainer_slots)
             try:
                 async with reporting_health({"catalog": lambda: catalog_answers(catalog)}):
                     await loop.run()
+                await relayed(catalog)
             finally:
-                for task in background:
-                    task.cancel()
-                await asyncio.gather(*background, return_exceptions=True)
+                relay.cancel()
+                await asyncio.gather(relay, return_exceptions=True)
+                await broker.stop()
             log.info("trainer.stopped", base=facts.name)
     finally:
         await bus.close()

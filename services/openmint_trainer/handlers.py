@@ -2,17 +2,17 @@
 
 import asyncio
 
+from faststream.nats import NatsBroker
+
+from openmint.bus.broker import fact_subscriber
 from openmint.events import JobAccepted
 
 
-class Handlers:
-    """Reacts to facts for the trainer of one base."""
+def subscribe(broker: NatsBroker, base: str, wake: asyncio.Event) -> None:
+    """Have accepted jobs of this base wake the claim loop; the catalogue decides who gets which."""
 
-    def __init__(self, base: str, wake: asyncio.Event) -> None:
-        self._base = base
-        self._wake = wake
-
-    async def on_job_accepted(self, event: JobAccepted) -> None:
-        """Wake the claim loop; the catalogue decides who gets the job."""
-        if event.base == self._base:
-            self._wake.set()
+    @fact_subscriber(broker, "trainer", JobAccepted)
+    async def on_job_accepted(event: JobAccepted) -> None:
+        # Another base's trainer may have wanted this hint: it finds the job by itself within its poll interval.
+        if event.base == base:
+            wake.set()
