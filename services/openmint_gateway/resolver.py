@@ -82,6 +82,11 @@ class Resolver:
         self.hits = 0
         self.misses = 0
 
+    @property
+    def known(self) -> int:
+        """How many names are in memory."""
+        return len(self._entries)
+
     def heard(self) -> None:
         """The feed is alive: whatever it would have told until now has been told."""
         self._feed_heard_s = self._clock.monotonic_s()

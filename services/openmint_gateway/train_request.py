@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 
-import orjson
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from openmint.errors import BadEvent, BadRequest
+from openmint.bus.strict_json import parse_object
+from openmint.errors import BadRequest
 from openmint.events import TrainRequested
 
 _UNKNOWN_FIELD = re.compile(r"unknown field '([^']{1,80})'")
@@ -21,12 +21,7 @@ class BadSchema(BadRequest):
 
 def parse_train_request(body: bytes) -> TrainRequested:
     """Raises: BadEvent when it can't be read at all, BadSchema naming the first wrong field."""
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BadEvent(f"the body is not JSON: {str(error)[:200]}", field="body") from error
-    if not isinstance(content, dict):
-        raise BadEvent("the body is not a JSON object", field="body")
+    content = parse_object(body)
     try:
         return TrainRequested.model_validate(content)
     except ValidationError as error:

@@ -1,0 +1,371 @@
+"""A gateway on a port of its own, with the run's NATS and Postgres, engines that speak the contract, and a loader that
+answers load requests as scheduler and host would.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx
+import pytest
+from aiohttp import web
+from nats.aio.msg import Msg
+
+from openmint.bus.connection import Bus
+from openmint.catalog import Catalog, aliases, bases, keys, policies, revisions
+from openmint.catalog.rows import AliasMove, Revision
+from openmint.engines.protocol import REVISION_HEADER, TENANT_HEADER, VERDICT_HEADER
+from openmint.events import AdapterResident, Cause, EngineHeartbeat, LoadFailed, LoadRequested
+from openmint.identifiers import digest_from_hex
+from openmint.settings import CommonSettings
+from openmint_gateway.app import gateway_app, make_server
+from openmint_gateway.settings import GatewaySettings
+
+KEY = "engine-key"
+
+
+@dataclass
+class Seen:
+    """One request as the engine saw it; `was_cut_off` once its caller left before the end."""
+
+    path: str
+    body: dict[str, Any]
+    tenant: str
+    was_cut_off: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class ContractEngine:
+    """A small real HTTP server that speaks an engine's contract: headers, verdicts, streams.
+
+    It generates no text worth reading; the real engine answers in tests/lifecycle. Set its fields to make it misbehave.
+    """
+
+    name: str
+    base: str = "tiny"
+    boot_id: UUID = field(default_factory=uuid4)
+    residents: dict[str, str] = field(default_factory=dict)
+    verdicts: deque[str] = field(default_factory=deque)
+    told_revision: str | None = None
+    dies_after_tokens: int | None = None
+    token_delay_s: float = 0.0
+    tokens: int = 3
+    seen: list[Seen] = field(default_factory=list)
+    sequence: int = 0
+    url: str = ""
+    runner: web.AppRunner | None = None
+    is_full: bool = False
+    refusal: str | None = None
+
+    async def start(self) -> "ContractEngine":
+        app = web.Application(client_max_size=2**24)
+        app.router.add_post("/v1/chat/completions", self.answer)
+        app.router.add_post("/v1/completions", self.answer)
+        app.router.add_get("/control/residents", self.list_residents)
+        self.runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        await self.runner.setup()
+        site = web.TCPSite(self.runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self.runner.addresses[0][1]}"
+        return self
+
+    async def stop(self) -> None:
+        if self.runner is not None:
+            await self.runner.cleanup()
+
+    def heartbeat(self) -> EngineHeartbeat:
+        return EngineHeartbeat(
+            base=self.base,
+            base_digest="sha256:" + "b" * 64,
+            engine=self.name,
+            boot_id=self.boot_id,
+            pools=["serve"],
+            url=self.url,
+            control_url=self.url,
+            capacity=8,
+            max_rank=64,
+            list_version=self.sequence,
+            list_hash=str(self.sequence),
+        )
+
+    async def hold(self, bus: Bus, digest: str) -> str:
+        """Take an adapter in, as a host would tell it."""
+        self.sequence += 1
+        adapter_name = f"adapter@{digest}#{self.sequence}"
+        self.residents[adapter_name] = digest
+        await bus.publish_soft(
+            AdapterResident(
+                base=self.base,
+                engine=self.name,
+                boot_id=self.boot_id,
+                sequence=self.sequence,
+                digest=digest,
+                adapter_name=adapter_name,
+                url=self.url,
+                pools=["serve"],
+            )
+        )
+        return adapter_name
+
+    async def list_residents(self, _: web.Request) -> web.Response:
+        residents = [
+            {"digest": digest, "adapter_name": name, "in_flight": 0, "adapter_bytes": 1}
+            for name, digest in self.residents.items()
+        ]
+        return web.json_response(
+            {
+                "engine": self.name,
+                "base": self.base,
+                "boot_id": str(self.boot_id),
+                "pools": ["serve"],
+                "url": self.url,
+                "list_version": self.sequence,
+                "residents": residents,
+            }
+        )
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        body = await request.json()
+        verdict = "busy" if self.is_full else self.verdicts.popleft() if self.verdicts else ""
+        model = body["model"]
+        revision = "base" if model == self.base else self.residents.get(model)
+        if revision is None and not verdict:
+            verdict = "absent"
+        if verdict:
+            return web.Response(status=503, headers={VERDICT_HEADER: verdict, REVISION_HEADER: str(revision)})
+        headers = {REVISION_HEADER: self.told_revision or str(revision)}
+        if self.refusal is not None:
+            return web.json_response({"error": {"message": self.refusal}}, status=400, headers=headers)
+        seen = Seen(request.path, body, request.headers[TENANT_HEADER])
+        self.seen.append(seen)
+        try:
+            if body.get("stream"):
+                return await self.stream(request, body, headers)
+            await asyncio.sleep(self.token_delay_s * self.tokens)
+            if self.dies_after_tokens is not None:
+                assert request.transport is not None
+                request.transport.abort()
+            return web.json_response(self.whole(body, request.path), headers=headers)
+        except (asyncio.CancelledError, ConnectionResetError):
+            seen.was_cut_off.set()
+            raise
+
+    async def stream(self, request: web.Request, body: dict[str, Any], headers: dict[str, str]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**headers, "content-type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(self.tokens):
+            if number == self.dies_after_tokens:
+                assert request.transport is not None
+                request.transport.abort()
+                return response
+            if self.token_delay_s:
+                await asyncio.sleep(self.token_delay_s)
+            await response.write(self.event(self.chunk(body, request.path, number)))
+        last = {"id": "x", "object": "chunk", "created": 1, "model": body["model"], "choices": []}
+        await response.write(self.event({**last, "usage": self.usage()}) + b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    def event(self, body: dict[str, Any]) -> bytes:
+        return b"data: " + json.dumps(body, separators=(",", ":")).encode() + b"\n\n"
+
+    def usage(self) -> dict[str, int]:
+        return {"prompt_tokens": 5, "completion_tokens": self.tokens, "total_tokens": 5 + self.tokens}
+
+    def chunk(self, body: dict[str, Any], path: str, number: int) -> dict[str, Any]:
+        finish = "stop" if number == self.tokens - 1 else None
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+        if path == "/v1/chat/completions":
+            choice["delta"] = {"role": "assistant", "content": f"t{number} "}
+            kind = "chat.completion.chunk"
+        else:
+            choice["text"] = f"t{number} "
+            kind = "text_completion"
+        return {"id": "x", "object": kind, "created": 1, "model": body["model"], "choices": [choice]}
+
+    def whole(self, body: dict[str, Any], path: str) -> dict[str, Any]:
+        text = "".join(f"t{number} " for number in range(self.tokens))
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
+        if path == "/v1/chat/completions":
+            choice["message"] = {"role": "assistant", "content": text}
+            kind = "chat.completion"
+        else:
+            choice["text"] = text
+            kind = "text_completion"
+        return {
+            "id": "x",
+            "object": kind,
+            "created": 1,
+            "model": body["model"],
+            "choices": [choice],
+            "usage": self.usage(),
+        }
+
+
+BASE = "tiny"
+BASE_DIGEST = digest_from_hex("b" * 64)
+PEPPER = "pepper"
+
+
+@dataclass
+class World:
+    """What stands around the gateway, and short ways to things in a wanted state."""
+
+    catalog: Catalog
+    bus: Bus
+    url: str = ""
+    engines: list[ContractEngine] = field(default_factory=list)
+    load_delay_s: float = 0.0
+    load_failure: Cause | None = None
+    answers_loads: bool = True
+    loads: list[LoadRequested] = field(default_factory=list)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def engine(self) -> ContractEngine:
+        return self.engines[0]
+
+    async def key(self, tenant: str = "acme", scopes: str = "train read infer promote admin") -> str:
+        async with self.catalog.transaction() as conn:
+            text, _ = await keys.create_key(conn, tenant, scopes.split(), pepper=PEPPER.encode())
+        return text
+
+    async def http(self, tenant: str = "acme", scopes: str = "train read infer promote admin") -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {await self.key(tenant, scopes)}"}
+        return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, trust_env=False)
+
+    async def revision(self, policy: str = "support", tenant: str = "acme", *, passed: bool = True) -> Revision:
+        """A revision with its verdict."""
+        async with self.catalog.connection() as conn:
+            revision = await revisions.begin_import(conn, "exporter", tenant, policy, BASE, "test", "me", 60)
+            digest = digest_from_hex(uuid4().hex * 2)
+            await revisions.commit_export(conn, revision.revision_id, revision.fence, digest, {"rank": 8}, 1000, 1.0)
+            held = await revisions.claim_evaluation(conn, "me", 60, revision.revision_id)
+            assert held is not None
+            return await revisions.record_verdict(conn, held.revision_id, held.fence, passed, "tested", [])
+
+    async def promote(self, revision: Revision, alias: str = "production") -> AliasMove:
+        async with self.catalog.transaction() as conn:
+            return await aliases.move_alias(
+                conn,
+                service="gateway",
+                policy_id=revision.policy_id,
+                alias=alias,
+                revision_id=revision.revision_id,
+                expected_version=None,
+                actor="test",
+                reason="",
+            )
+
+    async def served(self, policy: str = "support", tenant: str = "acme") -> Revision:
+        """A revision in production."""
+        revision = await self.revision(policy, tenant)
+        await self.promote(revision)
+        return revision
+
+    async def resident(self, policy: str = "support", tenant: str = "acme") -> Revision:
+        """A revision in production that the first engine holds."""
+        revision = await self.served(policy, tenant)
+        assert revision.digest is not None
+        await self.engine.hold(self.bus, revision.digest)
+        return revision
+
+    async def add_engine(self, name: str) -> ContractEngine:
+        """One more engine that holds nothing yet."""
+        engine = await ContractEngine(name).start()
+        self.engines.append(engine)
+        return engine
+
+    async def on_load(self, message: Msg) -> None:
+        request = LoadRequested.model_validate_json(message.data)
+        self.loads.append(request)
+        if self.answers_loads:
+            task = asyncio.create_task(self.load(request))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+
+    async def load(self, request: LoadRequested) -> None:
+        await asyncio.sleep(self.load_delay_s)
+        if self.load_failure is not None:
+            await self.bus.publish_soft(
+                LoadFailed(
+                    base=request.base,
+                    pool=request.pool,
+                    digest=request.digest,
+                    cause=self.load_failure,
+                    retry_after_s=7,
+                )
+            )
+        else:
+            await self.engine.hold(self.bus, request.digest)
+
+    async def beat(self) -> None:
+        while True:
+            for engine in self.engines:
+                await self.bus.publish_core(engine.heartbeat().subject(), engine.heartbeat())
+            await asyncio.sleep(0.2)
+
+
+@pytest.fixture
+def gateway_settings(settings: CommonSettings) -> GatewaySettings:
+    return GatewaySettings(
+        **settings.model_dump(exclude={"key_pepper"}),
+        key_pepper=PEPPER,
+        engine_key=KEY,
+        status_hold_s=0.3,
+        comment_every_s=0.2,
+        wait_deadline_s=5.0,
+        waiting_per_tenant=4,
+        open_jobs_per_tenant=5,
+        max_rank=64,
+    )
+
+
+@pytest.fixture
+async def world(gateway_settings: GatewaySettings, catalog: Catalog, bus: Bus) -> AsyncIterator[World]:
+    """A running gateway with one engine that holds nothing yet."""
+    made = World(catalog, bus)
+    async with catalog.transaction() as conn:
+        modules = {"model.layers.0.q_proj": (16, 16), "model.layers.0.v_proj": (16, 16)}
+        await bases.register_base(conn, BASE, BASE_DIGEST, "/bases/tiny", modules, {})
+        for tenant in ("acme", "other"):
+            await policies.ensure_policy(conn, tenant, "support", BASE)
+    made.engines.append(await ContractEngine("engine-1").start())
+    subscription = await bus.nc.subscribe(f"{LoadRequested.event_type()}.>", cb=made.on_load)
+    beating = asyncio.create_task(made.beat())
+    async with gateway_app(gateway_settings) as app:
+        with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+            server = make_server(app)
+            server.config.timeout_graceful_shutdown = 1
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            made.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            await _until_ready(made)
+            yield made
+            server.should_exit = True
+            await serving
+    beating.cancel()
+    await subscription.unsubscribe()
+    for task in (*made.tasks, beating):
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+    for engine in made.engines:
+        await engine.stop()
+
+
+async def _until_ready(world: World) -> None:
+    http = await world.http()
+    async with http:
+        for _ in range(200):
+            with contextlib.suppress(httpx.TransportError):
+                engines = await http.get("/v1/engines")
+                if engines.status_code == 200 and engines.json():
+                    return
+            await asyncio.sleep(0.05)
+    pytest.fail("the gateway did not see its engine")
