@@ -1,6 +1,7 @@
 """Wiring of the exporter. Start it with `python -m openmint_exporter.app`; SIGTERM ends it after what is under way."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from openmint.bus.broker import fact_subscriber, make_broker
 from openmint.bus.connection import connect_bus
 from openmint.bus.outbox import OutboxRelay
 from openmint.catalog.database import Catalog
+from openmint.catalog.outbox_rows import oldest_unsent_by_service
+from openmint.errors import OpenmintError
 from openmint.events import CheckpointSaved
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
@@ -25,11 +28,26 @@ from openmint_exporter.worker import SERVICE, ExporterWorker, WorkerSettings
 
 log = structlog.get_logger()
 
+RELAY_GRACE_S = 2.0
+
 
 async def catalog_answers(catalog: Catalog) -> bool:
     """Whether a trivial query comes back."""
     async with catalog.connection() as connection:
         return await connection.fetchval("select true") is True
+
+
+async def relayed(catalog: Catalog) -> None:
+    """Wait a moment until our facts are out: nobody may be there to tell it after us."""
+    with contextlib.suppress(OpenmintError, TimeoutError):
+        async with asyncio.timeout(RELAY_GRACE_S), catalog.connection() as connection:
+            while SERVICE in await oldest_unsent_by_service(connection):
+                await asyncio.sleep(0.05)
+
+
+async def _work(worker: ExporterWorker, catalog: Catalog) -> None:
+    await worker.run()
+    await relayed(catalog)
 
 
 async def serve(settings: ExporterSettings) -> None:
@@ -63,7 +81,7 @@ async def serve(settings: ExporterSettings) -> None:
             await broker.start()
             log.info("exporter.started", key_id=key.key_id, dtype=settings.exporter_dtype)
             async with reporting_health({"catalog": lambda: catalog_answers(catalog)}):
-                await _run_until_one_ends(worker.run(), OutboxRelay(catalog.pool, bus, SERVICE).run())
+                await _run_until_one_ends(_work(worker, catalog), OutboxRelay(catalog.pool, bus, SERVICE).run())
             log.info("exporter.stopped")
     finally:
         await broker.stop()

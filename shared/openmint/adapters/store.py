@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -140,14 +140,14 @@ class Store:
         with contextlib.suppress(NotFound), _translated(key):
             await obstore.delete_async(self._backend, key)
 
-    async def delete_partial(self, older_than_s: float) -> int:
-        """Delete what writers that died left behind in a local store; how many files."""
+    async def delete_partial(self, before_s: float) -> int:
+        """Delete what writers that died before `before_s` (seconds of the epoch) left in a local store; how many."""
         if self._local_root is None:
             return 0
         with _translated(PARTIAL_FOLDER):
-            return await asyncio.to_thread(_sweep_partial, self._local_root / PARTIAL_FOLDER, older_than_s)
+            return await asyncio.to_thread(_sweep_partial, self._local_root / PARTIAL_FOLDER, before_s)
 
-    async def _stream(self, key: str, max_bytes: int | None) -> AsyncIterator[bytes]:
+    async def _stream(self, key: str, max_bytes: int | None) -> AsyncGenerator[bytes]:
         _check_key(key)
         size = 0
         with _translated(key):
@@ -187,7 +187,7 @@ def _check_key(key: str) -> None:
 
 
 @contextlib.contextmanager
-def _translated(what: str):
+def _translated(what: str) -> Generator[None]:
     """Turn the back ends' errors into ours, keeping their cause."""
     try:
         yield
@@ -206,7 +206,7 @@ def _write_in(data: bytes, root: Path, key: str) -> None:
     _write_aside(root, key, iter((data,)))
 
 
-def _write_aside(root: Path, key: str, chunks: "Any") -> None:
+def _write_aside(root: Path, key: str, chunks: Iterable[bytes]) -> None:
     partial = root / PARTIAL_FOLDER / secrets.token_hex(16)
     partial.parent.mkdir(exist_ok=True)
     try:
@@ -228,13 +228,10 @@ def _write_aside(root: Path, key: str, chunks: "Any") -> None:
         partial.unlink(missing_ok=True)
 
 
-def _sweep_partial(folder: Path, older_than_s: float) -> int:
+def _sweep_partial(folder: Path, before_s: float) -> int:
     if not folder.is_dir():
         return 0
-    now = max((entry.stat().st_mtime for entry in folder.iterdir()), default=0.0)
-    count = 0
-    for entry in folder.iterdir():
-        if now - entry.stat().st_mtime > older_than_s:
-            entry.unlink(missing_ok=True)
-            count += 1
-    return count
+    old = [entry for entry in folder.iterdir() if entry.stat().st_mtime < before_s]
+    for entry in old:
+        entry.unlink(missing_ok=True)
+    return len(old)

@@ -1,0 +1,56 @@
+"""The checks in a child process: the same answers, and no way to hurt the process that asks."""
+
+import asyncio
+import os
+
+import pytest
+
+from openmint.adapters import inspection
+from openmint.adapters.checks import check_adapter_folder
+from openmint.adapters.facts import AdapterLimits
+from openmint.adapters.inspection import InspectionFailed, inspect_in_child
+from openmint.errors import BadAdapter
+
+
+async def test_the_child_answers_what_the_checks_answer(base, draft, tmp_path):
+    folder = draft.write(tmp_path / "a")
+    limits = AdapterLimits(max_rank=8, accepted_base_names=("hub/tiny",))
+    assert await inspect_in_child(folder, base, limits) == check_adapter_folder(folder, base, limits)
+
+
+async def test_a_refusal_comes_out_with_its_field(base, draft, tmp_path):
+    draft.config["lora_alpha"] = -1
+    with pytest.raises(BadAdapter, match="lora_alpha") as caught:
+        await inspect_in_child(draft.write(tmp_path / "a"), base)
+    assert caught.value.field == "lora_alpha"
+    with pytest.raises(BadAdapter, match="can't be opened"):
+        await inspect_in_child(tmp_path / "absent", base)
+
+
+async def test_a_child_without_time_is_ended_and_says_nothing_about_the_adapter(base, draft, tmp_path):
+    with pytest.raises(InspectionFailed, match="longer than"):
+        await inspect_in_child(draft.write(tmp_path / "a"), base, timeout_s=0.01)
+
+
+async def test_a_child_without_memory_is_a_failure_of_its_own(base, draft, tmp_path, monkeypatch):
+    monkeypatch.setattr(inspection, "MAX_MEMORY_BYTES", 30 << 20)
+    with pytest.raises((InspectionFailed, BadAdapter)):
+        await inspect_in_child(draft.write(tmp_path / "a"), base)
+
+
+async def test_a_cancelled_inspection_leaves_no_child(base, draft, tmp_path):
+    task = asyncio.create_task(inspect_in_child(draft.write(tmp_path / "a"), base))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    children = f"/proc/{os.getpid()}/task/{os.getpid()}/children"
+    with open(children) as file:  # noqa: ASYNC230, PTH123
+        for pid in file.read().split():
+            with open(f"/proc/{pid}/cmdline") as other:  # noqa: ASYNC230, PTH123
+                assert "inspection_child" not in other.read()
+
+
+async def test_the_child_knows_no_secret_of_ours(monkeypatch):
+    monkeypatch.setenv("OPENMINT_POSTGRES_DSN", "postgresql://user:secret@host/db")
+    assert not any("OPENMINT" in name for name in inspection._environment())
