@@ -11,6 +11,7 @@ from pathlib import Path
 
 import structlog
 from transformers import AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from openmint.adapters.store import Store
 from openmint.bases import read_base_folder
@@ -118,6 +119,7 @@ def main() -> None:
     if not (settings.base_folder / "config.json").is_file():
         sys.exit(f"openmint_trainer: OPENMINT_BASE_FOLDER = {settings.base_folder} is no base model's folder")
     configure_logging("trainer", settings)
+    disable_progress_bar()
     asyncio.run(serve(settings))
 
 

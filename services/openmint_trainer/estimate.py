@@ -30,8 +30,8 @@ ModuleTable = dict[str, tuple[int, int]]
 FLOP_PER_PARAMETER_AND_TOKEN = 4
 """Two forward and two for the gradient of the inputs; a frozen weight has no gradient of its own."""
 
-CPU_FLOP_PER_S = 70e9
-"""One AVX2 core in float32 over a whole step, measured with a 135M base."""
+CPU_FLOP_PER_S = 60e9
+"""One AVX2 core in float32 over a whole step of a 135M base: 50e9 on a busy machine, 70e9 on an idle one."""
 
 BYTES_PER_ADAPTER_ELEMENT = 18
 """Master, gradient, two moments in float32 and the compute copy."""

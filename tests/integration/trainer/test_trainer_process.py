@@ -100,7 +100,7 @@ async def test_a_killed_trainers_job_is_resumed_by_another_process_to_the_same_w
 ) -> None:
     training = {"steps": STEPS, "checkpoint_every_steps": 10, "revision_at_steps": [100]}
     job = await requests.train(rows=ROWS, training=training)
-    company = await requests.train("umbrella", "other", training={"steps": STEPS, "checkpoint_every_steps": 1000})
+    company = await requests.train("umbrella", "other", training={"steps": 60, "checkpoint_every_steps": 1000})
     first = start_trainer()
     killed_at = await requests.until(job.job_id, lambda job: job.step >= 20, 120)
     first.kill()
