@@ -4,7 +4,6 @@ Limits come first, before anything of the folder is read and before numpy is imp
 """
 
 import json
-import os
 import resource
 import sys
 from pathlib import Path
@@ -45,7 +44,6 @@ def _set_limits(max_memory_bytes: int, max_cpu_s: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # it has nothing to write to a file
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    os.nice(5)  # serving comes first
 
 
 if __name__ == "__main__":
