@@ -1,7 +1,7 @@
 """Carries out what the core decides, on engines, and brings back how it went. Knows neither bus nor database.
 
 All commands overlap; each has its own task and its own time limit. When an engine says that a newer scheduler leads,
-the conductor stops commanding at once.
+the conductor stops commanding at once; also when the core breaks, for what it knows is then worth nothing.
 """
 
 import asyncio
@@ -73,7 +73,8 @@ class Conductor:
     ) -> None:
         self.core = core
         self.epoch = epoch
-        self.is_stale = asyncio.Event()
+        self.is_over = asyncio.Event()
+        self.broken: BaseException | None = None
         self._clock = clock
         self._engine_factory = engine_factory
         self._answer = answer
@@ -84,9 +85,14 @@ class Conductor:
 
     def tell(self, event: Incoming) -> None:
         """Let the core take in an event, and start what it decides."""
-        if self.is_stale.is_set():
+        if self.is_over.is_set():
             return
-        for command in self.core.handle(event, self._clock.monotonic_s()):
+        try:
+            commands = self.core.handle(event, self._clock.monotonic_s())
+        except Exception as error:
+            self._break(error)
+            raise
+        for command in commands:
             match command:
                 case AnswerFailed():
                     self._answer(command)
@@ -106,13 +112,13 @@ class Conductor:
 
     async def run(self) -> None:
         """Let the core feel time, until cancelled or no longer the leader."""
-        while not self.is_stale.is_set():
+        while not self.is_over.is_set():
             self.tell(Tick())
             await self._clock.sleep(TICK_EVERY_S)
 
     async def close(self) -> None:
         """Stop commanding. What engines have begun they will finish."""
-        self.is_stale.set()
+        self.is_over.set()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -132,7 +138,7 @@ class Conductor:
                 raise EngineFailed(f"{type(command).__name__} took longer than {limit_s:.0f} s") from error
         except StaleEpoch as error:
             log.warning("leader.replaced", engine=command.engine, epoch=self.epoch, detail=error.detail)
-            self.is_stale.set()
+            self.is_over.set()
         except OpenmintError as error:
             self._failed(command, error.code, error.detail)
         except Exception as error:
@@ -181,4 +187,13 @@ class Conductor:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        self.broken = self.broken or error
+        self.is_over.set()

@@ -111,7 +111,7 @@ class BaseShell:
             asyncio.create_task(part)
             for part in (
                 lead.ended.wait(),
-                conductor.is_stale.wait(),
+                conductor.is_over.wait(),
                 conductor.run(),
                 self._again(self._take_requests, conductor),
                 self._again(self._listen, conductor),
@@ -128,7 +128,7 @@ class BaseShell:
                 part.cancel()
             outcomes = await asyncio.gather(*parts, return_exceptions=True)
             log.info("leader.ended", base=self.base, epoch=lead.epoch)
-        for outcome in outcomes:
+        for outcome in (conductor.broken, *outcomes):
             if isinstance(outcome, Exception):
                 raise outcome
 

@@ -1,0 +1,357 @@
+"""An engine in memory: the same protocol, with times that are set, and faults on request. The only fake we have.
+
+It stands for an engine and its host together. It holds itself to what a real one guarantees: never more adapters than
+its capacity, no name twice in a boot, nothing removed while it is in flight; a breach is an AssertionError.
+"""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from openmint.clock import Clock
+from openmint.engines.protocol import (
+    AttachRequest,
+    AttachResult,
+    CommandStamp,
+    EngineCondition,
+    EngineState,
+    Resident,
+    StageResult,
+)
+from openmint.engines.resident_list import ResidentList
+from openmint.errors import BadAdapter, EngineFailed, StaleEpoch, StoreUnavailable
+from openmint.events import AdapterGone, AdapterResident, EngineHeartbeat, EngineJoined, EngineLeft
+
+EngineFact = EngineJoined | EngineLeft | AdapterResident | AdapterGone
+
+BASE_DIGEST = "sha256:" + "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedTimings:
+    """Seconds. The defaults are those of a 135M base with adapters of 5 MB on two CPU cores."""
+
+    stage_s: float = 0.03
+    gap_s: float = 0.05
+    """Waiting for the end of the running step; once per batch."""
+    attach_s: float = 0.006
+    remove_s: float = 0.005
+    look_s: float = 0.001
+    parallel_stages: int = 2
+
+
+@dataclass(slots=True)
+class SimulatedFaults:
+    """What goes wrong, by digest or for all; changed while it runs."""
+
+    bad: set[str] = field(default_factory=set[str])
+    refused: set[str] = field(default_factory=set[str])
+    lied_about: set[str] = field(default_factory=set[str])
+    deadly: set[str] = field(default_factory=set[str])
+    store_is_away: bool = False
+    hangs_until_s: float = 0.0
+
+
+@dataclass(slots=True)
+class SimulatedAdapter:
+    """An adapter on a simulated engine."""
+
+    digest: str
+    name: str
+    in_flight: int = 0
+    is_draining: bool = False
+
+
+async def _tell_nobody(fact: EngineFact) -> None:
+    return None
+
+
+class SimulatedEngine:
+    """One engine. `start`, `die` and `requests` are what a test does to it; the rest is the protocol."""
+
+    def __init__(
+        self,
+        name: str,
+        clock: Clock,
+        *,
+        base: str = "base",
+        pools: tuple[str, ...] = ("serve",),
+        capacity: int = 8,
+        max_rank: int = 16,
+        timings: SimulatedTimings | None = None,
+        tell: Callable[[EngineFact], Awaitable[object]] = _tell_nobody,
+    ) -> None:
+        self.name = name
+        self.base = base
+        self.pools = pools
+        self.capacity = capacity
+        self.faults = SimulatedFaults()
+        self.condition: EngineCondition = "ready"
+        self.is_alive = False
+        self.boots = 0
+        self.adapters: dict[str, SimulatedAdapter] = {}
+        self.staged: set[str] = set()
+        self.stages: Counter[str] = Counter()
+        self.attaches: Counter[str] = Counter()
+        self.batches: list[int] = []
+        self._clock = clock
+        self._max_rank = max_rank
+        self._timings = timings or SimulatedTimings()
+        self._tell = tell
+        self._epoch = 0
+        self._running: set[int] = set()
+        self._highest_command = 0
+        self._list_version = 0
+        self._sequence = 0
+        self._names = 0
+        self._gap = asyncio.Lock()
+        self._stage_room = asyncio.Semaphore(self._timings.parallel_stages)
+
+    @property
+    def url(self) -> str:
+        """An address that nobody listens on."""
+        return f"http://{self.name}.simulated"
+
+    @property
+    def boot_id(self) -> UUID:
+        """Of the present boot; the same in every run."""
+        return uuid5(NAMESPACE_URL, f"{self.name}-{self.boots}")
+
+    @property
+    def running(self) -> int:
+        """Requests in flight."""
+        return sum(adapter.in_flight for adapter in self.adapters.values())
+
+    async def start(self) -> None:
+        """Come up, empty but for what is staged on the machine."""
+        self.boots += 1
+        self.is_alive, self.condition = True, "ready"
+        self.adapters, self._names, self._sequence = {}, 0, 0
+        self._list_version += 1
+        await self._tell(
+            EngineJoined(
+                base=self.base, base_digest=BASE_DIGEST, engine=self.name, boot_id=self.boot_id,
+                pools=list(self.pools), url=self.url, control_url=self.url,
+            )
+        )  # fmt: skip
+
+    async def die(self, *, announced: bool = False) -> None:
+        """Lose everything in memory; `announced` when the host lives to tell."""
+        self.is_alive = False
+        boot_id = self.boot_id
+        self.adapters = {}
+        if announced:
+            await self._tell(EngineLeft(base=self.base, engine=self.name, boot_id=boot_id, reason="died"))
+
+    @asynccontextmanager
+    async def request(self, digest: str) -> AsyncGenerator[bool]:
+        """A request in flight for the length of the block; False when the engine answers `absent`."""
+        adapter = self.adapters.get(digest)
+        is_admitted = self.is_alive and adapter is not None and not adapter.is_draining
+        if adapter is None or not is_admitted:
+            yield False
+            return
+        adapter.in_flight += 1
+        try:
+            yield True
+        finally:
+            adapter.in_flight -= 1
+
+    def heartbeat(self) -> EngineHeartbeat | None:
+        """What the host publishes every second; None while the engine is down."""
+        if not self.is_alive or self._clock.monotonic_s() < self.faults.hangs_until_s:
+            return None
+        return EngineHeartbeat(
+            base=self.base,
+            base_digest=BASE_DIGEST,
+            engine=self.name,
+            boot_id=self.boot_id,
+            pools=list(self.pools),
+            url=self.url,
+            control_url=self.url,
+            state=self.condition,
+            capacity=self.capacity,
+            max_rank=self._max_rank,
+            list_version=self._list_version,
+            list_hash=self._list_hash(),
+            last_command=self._last_command,
+            residents=len(self.adapters),
+            staged=len(self.staged),
+            running=self.running,
+            waiting=0,
+        )
+
+    def resident_list(self) -> ResidentList:
+        """What the host answers to readers. Raises: EngineFailed."""
+        if not self.is_alive:
+            raise EngineFailed(f"engine {self.name} is down")
+        return ResidentList(
+            engine=self.name, base=self.base, boot_id=self.boot_id, pools=list(self.pools), url=self.url,
+            list_version=self._list_version, residents=self._residents(),
+        )  # fmt: skip
+
+    async def state(self) -> EngineState:
+        """What the engine holds now."""
+        boot = await self._spend(self._timings.look_s)
+        self._check_boot(boot)
+        return EngineState(
+            engine=self.name,
+            base=self.base,
+            base_digest=BASE_DIGEST,
+            boot_id=self.boot_id,
+            pools=self.pools,
+            url=self.url,
+            condition=self.condition,
+            build="simulated",
+            capabilities=frozenset({"exact_residency", "prepared_attach"}),
+            capacity=self.capacity,
+            slots=min(self.capacity, 8),
+            max_rank=self._max_rank,
+            max_running=16,
+            list_version=self._list_version,
+            last_command=self._last_command,
+            running=self.running,
+            waiting=0,
+            residents=tuple(self._residents()),
+            staged=tuple(sorted(self.staged)),
+        )
+
+    async def stage(self, stamp: CommandStamp, digest: str) -> StageResult:
+        """Fetch, verify and repack."""
+        self._check_epoch(stamp)
+        self.stages[digest] += 1
+        was_staged = digest in self.staged
+        boot = self.boots
+        if not was_staged:
+            async with self._stage_room:
+                boot = await self._spend(self._timings.stage_s)
+        self._check_boot(boot)
+        if self.faults.store_is_away:
+            raise StoreUnavailable("the simulated store is away")
+        if digest in self.faults.bad:
+            raise BadAdapter(f"{digest[:19]}… has a tensor of the wrong shape")
+        self.staged.add(digest)
+        return StageResult(digest, "simulated", 5_000_000, 1000 * self._timings.stage_s, 0.0, 0.0, was_staged)
+
+    async def attach(self, stamp: CommandStamp, requests: list[AttachRequest]) -> list[AttachResult]:
+        """Make staged revisions resident, in one gap."""
+        self._check_epoch(stamp)
+        self._running.add(stamp.command)
+        try:
+            async with self._gap:
+                boot = await self._spend(self._timings.gap_s + self._timings.attach_s * len(requests))
+                self._check_boot(boot)
+                if any(request.digest in self.faults.deadly for request in requests):
+                    await self.die(announced=True)
+                    raise EngineFailed(f"engine {self.name} died while attaching")
+                self.batches.append(len(requests))
+                return [await self._attach_one(request) for request in requests]
+        finally:
+            self._applied(stamp)
+
+    async def remove(self, stamp: CommandStamp, adapter_name: str, timeout_s: float) -> bool:
+        """Drain and free."""
+        self._check_epoch(stamp)
+        self._running.add(stamp.command)
+        try:
+            adapter = next((a for a in self.adapters.values() if a.name == adapter_name), None)
+            if adapter is None:
+                return True
+            adapter.is_draining = True
+            ends_s = self._clock.monotonic_s() + timeout_s
+            boot = await self._spend(self._timings.remove_s)
+            while adapter.in_flight and self._clock.monotonic_s() < ends_s:
+                boot = await self._spend(0.05)
+            self._check_boot(boot)
+            if adapter.in_flight:
+                adapter.is_draining = False
+                return False
+            del self.adapters[adapter.digest]
+            self._list_version += 1
+            await self._tell(AdapterGone(**self._residency_fields(adapter)))
+            return True
+        finally:
+            self._applied(stamp)
+
+    async def unstage(self, stamp: CommandStamp, digest: str) -> None:
+        """Drop a staged copy."""
+        self._check_epoch(stamp)
+        self._check_boot(await self._spend(self._timings.look_s))
+        if digest not in self.adapters:
+            self.staged.discard(digest)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+    async def _attach_one(self, request: AttachRequest) -> AttachResult:
+        present = self.adapters.get(request.digest)
+        if present is not None and not present.is_draining:
+            return AttachResult(request.digest, present.name, 0.0)
+        if request.digest not in self.staged:
+            return AttachResult(request.digest, error_code="not_staged", error="it is not staged on this engine")
+        if request.digest in self.faults.refused:
+            return AttachResult(request.digest, error_code="refused", error="it does not fit")
+        if len(self.adapters) >= self.capacity:
+            return AttachResult(request.digest, error_code="full", error=f"it holds {self.capacity}")
+        self._names += 1
+        name = f"{request.label}@{request.digest}#{self._names}"
+        self.attaches[request.digest] += 1
+        if request.digest not in self.faults.lied_about:
+            adapter = self.adapters[request.digest] = SimulatedAdapter(request.digest, name)
+            assert len(self.adapters) <= self.capacity
+            self._list_version += 1
+            fields = self._residency_fields(adapter)
+            await self._tell(AdapterResident(**fields, url=self.url, pools=list(self.pools)))
+        return AttachResult(request.digest, name, 1000 * self._timings.attach_s)
+
+    def _residency_fields(self, adapter: SimulatedAdapter) -> dict[str, object]:
+        self._sequence += 1
+        return {
+            "base": self.base,
+            "engine": self.name,
+            "boot_id": self.boot_id,
+            "sequence": self._sequence,
+            "digest": adapter.digest,
+            "adapter_name": adapter.name,
+        }
+
+    def _residents(self) -> list[Resident]:
+        return [Resident(a.digest, a.name, a.in_flight, 5_000_000) for a in self.adapters.values()]
+
+    def _list_hash(self) -> str:
+        names = sorted(adapter.name for adapter in self.adapters.values())
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+    @property
+    def _last_command(self) -> int:
+        return min(self._running) - 1 if self._running else self._highest_command
+
+    def _applied(self, stamp: CommandStamp) -> None:
+        self._running.discard(stamp.command)
+        if stamp.epoch == self._epoch:
+            self._highest_command = max(self._highest_command, stamp.command)
+
+    def _check_epoch(self, stamp: CommandStamp) -> None:
+        if not self.is_alive:
+            raise EngineFailed(f"engine {self.name} is down")
+        if stamp.epoch < self._epoch:
+            raise StaleEpoch(f"epoch {stamp.epoch} commands, epoch {self._epoch} leads")
+        if stamp.epoch > self._epoch:
+            self._epoch, self._highest_command = stamp.epoch, 0
+            self._running.clear()
+
+    async def _spend(self, seconds: float) -> int:
+        """Let time pass, and hang when that is the fault; returns the boot in which it began."""
+        boot = self.boots
+        await self._clock.sleep(seconds)
+        while (left_s := self.faults.hangs_until_s - self._clock.monotonic_s()) > 0:
+            await self._clock.sleep(left_s)
+        return boot
+
+    def _check_boot(self, boot: int) -> None:
+        if not self.is_alive or boot != self.boots:
+            raise EngineFailed(f"engine {self.name} broke off")
