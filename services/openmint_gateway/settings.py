@@ -14,6 +14,10 @@ class GatewaySettings(CommonSettings):
 
     engine_key: SecretStr = Field(default=SecretStr(""), description="Bearer key of the engines' OpenAI routes")
     engine_read_key: SecretStr = Field(default=SecretStr(""), description="Key of the engine hosts' resident lists")
+    key_pepper: SecretStr = Field(
+        default=SecretStr(""), description="Mixed into the hashes of API keys; empty: the local stack's own secret"
+    )
+
     serve_pool: str = "serve"
     wait_deadline_s: float = Field(default=120.0, description="Longest wait of a request for a load and a free engine")
     silence_deadline_s: float = Field(

@@ -1,5 +1,7 @@
 """How commands reach the gateway, and, for an operator's commands, the parts behind it."""
 
+import os
+
 from openmint.cli.profile import read_profile
 from openmint.client import Client
 from openmint.settings import CommonSettings
@@ -20,5 +22,5 @@ def pepper(settings: CommonSettings) -> bytes:
     """What key hashes are mixed with: the setting, or the local stack's own secret."""
     from openmint.local_stack.plan import secret_file
 
-    given = settings.key_pepper.get_secret_value()
+    given = os.environ.get("OPENMINT_KEY_PEPPER", "")
     return (given or secret_file(settings.state_dir, "pepper.key")).encode()

@@ -316,7 +316,7 @@ class World:
 @pytest.fixture
 def gateway_settings(settings: CommonSettings) -> GatewaySettings:
     return GatewaySettings(
-        **settings.model_dump(exclude={"key_pepper"}),
+        **settings.model_dump(),
         key_pepper=PEPPER,
         engine_key=KEY,
         status_hold_s=0.3,
