@@ -98,7 +98,9 @@ class BenchBuilder:
         encoded = await child.encode_rows(chosen, labels, MAX_ROW_TOKENS)
         if encoded.left_out:
             notes.append(
-                not_checked("long_rows", f"{encoded.left_out} held-out rows are longer than {MAX_ROW_TOKENS} tokens")
+                not_checked(
+                    "left_out", f"{encoded.left_out} held-out rows: no prompt, or above {MAX_ROW_TOKENS} tokens"
+                )
             )
         return encoded
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from uuid import UUID
 
 from openmint.clock import Clock
-from openmint.errors import BadAdapter, BadDataset, LoadFailed, OpenmintError
+from openmint.errors import BadAdapter, BadDataset, EngineFailed, LoadFailed, OpenmintError
 from openmint.identifiers import new_id
 from openmint_evaluator.bench import Bench, BenchBuilder
 from openmint_evaluator.checks import Check, not_checked
 from openmint_evaluator.engine_access import EngineAccess, EngineLease
 from openmint_evaluator.evaluation_files import EvaluationFiles
-from openmint_evaluator.gate import Answers, parity_checks, serving_checks
+from openmint_evaluator.gate import PARITY_MEAN, SERVING_MEAN, Answers, engine_trouble, parity_checks, serving_checks
 from openmint_evaluator.measuring import ask_probes
 from openmint_evaluator.report import Report, ScoreBasis, ServingPath
 from openmint_evaluator.score_cache import ScoreCache
@@ -92,7 +92,7 @@ class Evaluator:
         else:
             async with self._engines.lease(subject.revision, subject.base, self._pools.gate) as lease:
                 findings.gate_path = lease.path
-                answers = await self._ask(lease, bench)
+                answers = await self._ask(lease, bench, PARITY_MEAN)
             findings.checks += parity_checks(answers, bench.reference, bench.folder.is_no_op)
         if findings.has_failed:
             findings.checks.append(not_checked("serving", "the fp32 gate has failed already"))
@@ -100,12 +100,17 @@ class Evaluator:
             return
         async with self._engines.lease(subject.revision, subject.base, self._pools.serve) as lease:
             findings.serve_path = lease.path
-            answers = await self._ask(lease, bench)
+            answers = await self._ask(lease, bench, SERVING_MEAN)
             findings.checks += serving_checks(answers, bench.reference, bench.folder.is_no_op)
             await self._score(subject, bench, findings, lease)
 
-    async def _ask(self, lease: EngineLease, bench: Bench) -> Answers:
-        return await ask_probes(lease.adapter, lease.base, bench.probes, self._concurrency)
+    async def _ask(self, lease: EngineLease, bench: Bench, base_bound: float) -> Answers:
+        answers = await ask_probes(lease.adapter, lease.base, bench.probes, self._concurrency)
+        trouble = engine_trouble(answers, bench.reference, base_bound)
+        if trouble:
+            # Not the revision's fault: another engine, or this one after a restart, may do better.
+            raise EngineFailed(f"engine {lease.path.engine} of pool {lease.path.pool} is not fit to judge: {trouble}")
+        return answers
 
     async def _score(self, subject: Subject, bench: Bench, findings: Findings, lease: EngineLease) -> None:
         if bench.held_out is None:

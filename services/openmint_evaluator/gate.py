@@ -46,6 +46,21 @@ class Reference:
         return {BASE: self.base, **self.alternatives}
 
 
+def engine_trouble(answers: Answers, reference: Reference, base_bound: float) -> str:
+    """Why the engine itself, and not the revision, is wrong: its base rows are not the base's. Empty when it is well.
+
+    A revision whose own rows are no numbers may have spoilt the base's as well, so that is told of the revision.
+    """
+    noise = measure_agreement(answers.base, reference.base)
+    if measure_agreement(answers.adapter, reference.right).non_finite:
+        return ""
+    if noise.non_finite:
+        return f"{noise.non_finite} logprobs of its base rows are no numbers"
+    if noise.mean > base_bound:
+        return f"its base rows differ from the base by {figure(noise.mean)} nats, more than {figure(base_bound)}"
+    return ""
+
+
 def parity_checks(answers: Answers, reference: Reference, is_no_op: bool) -> list[Check]:
     """The fp32 half of the gate."""
     agreement = measure_agreement(answers.adapter, reference.right)

@@ -1,10 +1,10 @@
 """The held-out rows of a job, from the store to encoded rows."""
 
 import hashlib
-import json
 
 from pydantic import JsonValue
 
+from openmint.datasets import read_json_lines
 from openmint.errors import BadDataset
 
 MAX_ROWS = 2000
@@ -15,17 +15,7 @@ def parse_rows(content: bytes, digest: str) -> list[dict[str, JsonValue]]:
     """Rows of a canonical JSONL file. Raises: BadDataset when the bytes are not those of `digest` or not rows."""
     if f"sha256:{hashlib.sha256(content).hexdigest()}" != digest:
         raise BadDataset(f"the stored dataset does not have the digest {digest}")
-    rows: list[dict[str, JsonValue]] = []
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise BadDataset(f"held-out row {number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise BadDataset(f"held-out row {number} is not an object")
-        rows.append(row)
+    rows = read_json_lines(content, "evaluation.held_out")
     if not rows:
         raise BadDataset("the held-out dataset has no rows")
     return rows

@@ -25,7 +25,7 @@ def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
 def encode_rows(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, JsonValue]], labels: Sequence[str], max_tokens: int
 ) -> EncodedRows:
-    """Render and tokenise; rows longer than `max_tokens` are left out and counted.
+    """Render and tokenise; rows longer than `max_tokens`, or without a prompt, are left out and counted.
 
     Raises: BadDataset naming the row that can't be read, or whose completion is none of the labels.
     """
@@ -42,14 +42,16 @@ def encode_rows(
             label = labels.index(completion)
         prompt_ids = _ids(tokenizer, prompt, is_start=not is_rendered)
         completion_ids = _ids(tokenizer, completion, is_start=False)
-        if not prompt_ids or not completion_ids:
-            raise BadDataset(f"held-out row {number}: prompt or completion is empty")
-        if len(prompt_ids) + len(completion_ids) > max_tokens:
+        if not completion_ids:
+            raise BadDataset(f"held-out row {number}: the completion is empty")
+        if not prompt_ids or len(prompt_ids) + len(completion_ids) > max_tokens:
             left_out += 1
             continue
         encoded.append((prompt_ids, completion_ids, label))
     if not encoded:
-        raise BadDataset("no held-out row can be scored" + (f": {left_out} are too long" if left_out else ""))
+        raise BadDataset(
+            "no held-out row can be scored" + (f": {left_out} are too long or have no prompt" if left_out else "")
+        )
     return EncodedRows(
         rows=encoded,
         labels=[_ids(tokenizer, label, is_start=False) for label in labels],
@@ -64,8 +66,8 @@ def _split(tokenizer: PreTrainedTokenizerBase, row: dict[str, JsonValue], number
     if isinstance(prompt, str) and isinstance(completion, str):
         return prompt, completion, PLAIN, False
     messages = row.get("messages")
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise BadDataset(f"held-out row {number} has neither prompt and completion nor two messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadDataset(f"held-out row {number} has neither prompt and completion nor messages")
     last = messages[-1]
     answer = last.get("content") if isinstance(last, dict) and last.get("role") == "assistant" else None
     if not isinstance(answer, str):
@@ -73,8 +75,10 @@ def _split(tokenizer: PreTrainedTokenizerBase, row: dict[str, JsonValue], number
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise BadDataset(f"held-out row {number} is a chat, and the base model has no chat template")
-    rendered = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)  # pyright: ignore[reportArgumentType]
     digest = hashlib.sha256(template.encode()).hexdigest()
+    if len(messages) == 1:
+        return "", answer, f"chat template sha256:{digest}", True
+    rendered = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)  # pyright: ignore[reportArgumentType]
     return str(rendered), answer, f"chat template sha256:{digest}", True
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from openmint.catalog.rows import Base, Dataset, Revision, RevisionState
 from openmint.clock import WallClock
-from openmint.errors import BadAdapter, LoadFailed, NoEngine
+from openmint.errors import BadAdapter, EngineFailed, LoadFailed, NoEngine
 from openmint.events import EvaluationSpec, PromotionSpec
 from openmint_evaluator.bench import BenchBuilder
 from openmint_evaluator.engine_access import EngineLease
@@ -233,6 +233,12 @@ async def test_what_is_wrong_with_files_data_or_load_becomes_a_reason(world: Wor
     refused = await world.run(make_subject(world))
     assert "rank is above the engine's" in failing(refused)
     assert not any(report.passed for report in (lost, data, other, refused))
+
+
+async def test_engine_whose_base_rows_carry_an_adapter_gives_no_verdict(world: World) -> None:
+    world.engines["gate-fp32"].serve("tiny", "base", world.folders[1])
+    with pytest.raises(EngineFailed, match="gate-fp32-1 of pool gate-fp32 is not fit to judge"):
+        await world.run(make_subject(world))
 
 
 async def test_missing_engine_is_not_a_verdict(world: World) -> None:

@@ -10,8 +10,10 @@ from openmint_evaluator.checks import Check
 from openmint_evaluator.gate import (
     DOUBLE_STRENGTH,
     HALF_STRENGTH,
+    PARITY_MEAN,
     Answers,
     Reference,
+    engine_trouble,
     parity_checks,
     serving_checks,
 )
@@ -90,10 +92,20 @@ def test_serving_check_rejects_and_names_the_fault(fault: str, effect: float) ->
     assert not decide(checks).passed
 
 
-def test_base_rows_that_carry_an_adapter_are_found() -> None:
+def test_base_rows_that_carry_an_adapter_are_the_engines_fault() -> None:
     reference = make_reference(0.15)
     answers = Answers(noisy(reference.right, 1e-5, 2), noisy(reference.right, 1e-5, 3))
     assert "base rows are not the base's" in failing(parity_checks(answers, reference, is_no_op=False))
+    assert "its base rows differ from the base by" in engine_trouble(answers, reference, PARITY_MEAN)
+    spoilt = Answers(noisy(reference.right, 1e-5, 2), with_nan(reference.base))
+    assert "of its base rows are no numbers" in engine_trouble(spoilt, reference, PARITY_MEAN)
+
+
+def test_engine_is_not_blamed_for_a_revision_that_is_wrong() -> None:
+    reference = make_reference(0.15)
+    base = noisy(reference.base, 1e-5, 3)
+    assert engine_trouble(Answers(reference.alternatives[PREVIOUS], base), reference, PARITY_MEAN) == ""
+    assert engine_trouble(Answers(with_nan(reference.right), with_nan(base)), reference, PARITY_MEAN) == ""
 
 
 def test_adapter_without_effect_is_rejected_unless_its_manifest_says_so() -> None:
