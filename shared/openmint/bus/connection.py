@@ -112,13 +112,16 @@ class Bus:
             await self.nc.close()
 
 
-async def connect_bus(settings: CommonSettings, name: str) -> Bus:
-    """Connect, within CONNECT_TIMEOUT_S; later losses heal by themselves.
+async def connect_bus(settings: CommonSettings, name: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Bus:
+    """Connect, within `timeout_s`; later losses heal by themselves.
 
     Raises: BusUnavailable.
     """
 
+    reasons: list[str] = []
+
     async def on_error(error: Exception) -> None:
+        reasons[:] = [repr(error)]
         if "permissions violation" in str(error).lower():
             # The publisher only sees a timeout: this line is the one place that tells the true cause.
             log.critical("bus.permission_denied", connection=name, detail=str(error))
@@ -133,7 +136,7 @@ async def connect_bus(settings: CommonSettings, name: str) -> Bus:
 
     nc = Client()
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await nc.connect(
                 servers=[settings.nats_url],
                 name=f"openmint/{name}",
@@ -153,7 +156,6 @@ async def connect_bus(settings: CommonSettings, name: str) -> Bus:
     except (NatsError, OSError, TimeoutError) as error:
         with contextlib.suppress(Exception):
             await nc.close()
-        raise BusUnavailable(
-            f"can't connect to the bus at {settings.nats_url}: {error!r}", retry_after_s=1.0
-        ) from error
+        reason = reasons[0] if reasons else repr(error)
+        raise BusUnavailable(f"can't connect to the bus at {settings.nats_url}: {reason}", retry_after_s=1.0) from error
     return Bus(nc, name)

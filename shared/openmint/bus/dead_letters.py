@@ -4,6 +4,7 @@ A dead letter lies in stream DEAD on `openmint.dead.<what follows openmint. in i
 what openmint adds are the `openmint-dead-*` headers.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ async def bury(bus: Bus, raw: RawMessage, error: BaseException, *, consumer: str
     """Put a message into DEAD; a second burial of the same message changes nothing. Raises: BusUnavailable."""
     headers = {name: value for name, value in raw.headers.items() if name != MSG_ID and not name.startswith("Nats-")}
     headers |= {
-        MSG_ID: key or f"{raw.stream}-{raw.seq}",
+        MSG_ID: key or _burial_id(raw),
         "ce-id": raw.event_id,
         f"{PREFIX}subject": raw.subject,
         f"{PREFIX}stream": raw.stream,
@@ -136,6 +137,11 @@ def _letter(message: RawStreamMsg) -> DeadLetter:
         headers=headers,
         data=message.data or b"",
     )
+
+
+def _burial_id(raw: RawMessage) -> str:
+    # With its content in it: a stream that was made anew gives the same numbers to other messages.
+    return f"{raw.stream}-{raw.seq}-{hashlib.sha256(raw.data).hexdigest()[:16]}"
 
 
 def _words(error: BaseException) -> str:

@@ -169,11 +169,12 @@ class EmbeddedPostgres:
             self._run([*init, "--auth=scram-sha-256", f"--pwfile={password_file}"], "initdb")
         finally:
             password_file.unlink(missing_ok=True)
+        if self._options.get("fsync") != "off":
+            self._run([binaries / "initdb", "--sync-only", "-D", place], "initdb --sync-only")
         single = [binaries / "postgres", "--single", "-D", place, "postgres"]
         self._run(single, "create database", given=f"create database {DATABASE}\n")
         place.rename(self.data_dir)
         self._known["data_dir"] = str(self.data_dir)
-        os.sync()
 
     def _make_owned(self, place: Path) -> None:
         if place.is_relative_to(ROOTS_FALLBACK):
