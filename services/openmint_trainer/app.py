@@ -68,7 +68,8 @@ async def serve(settings: TrainerSettings) -> None:
             load_base, settings.base_folder, facts.name, facts.digest, settings.trainer_dtype, device
         )
         tokenizer = AutoTokenizer.from_pretrained(settings.base_folder, local_files_only=True)
-        training = MixedTraining(Executor(base, settings.trainer_slots), settings.trainer_token_budget)
+        executor = Executor(base, settings.trainer_slots, settings.trainer_bank_bytes)
+        training = MixedTraining(executor, settings.trainer_token_budget)
         wake = asyncio.Event()
         with tempfile.TemporaryDirectory(prefix="openmint-trainer-") as folder:
             owner = f"{socket.gethostname()}-{os.getpid()}"

@@ -1,13 +1,15 @@
 """Adapter banks: the LoRA weights, gradients and moments of every policy in training, by slot.
 
-A bank holds one rank class. Each slot is one row of a few wide tensors, so that clipping, the finite check, Adam and
-saving are a handful of operations whatever the number of modules; a module sees its part of the row as matrices.
+A bank holds one rank class. Each slot is one row of a few wide vectors, so that clipping, the finite check, Adam and
+saving are a handful of operations whatever the number of modules; a module sees its part of the row as matrices. A row
+is made when a policy comes and freed when it goes.
 Nothing here knows about models, losses or data.
 """
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -18,6 +20,9 @@ RANK_CLASSES = (8, 16, 32, 64, 128, 256)
 
 ALIGNMENT = 64
 """Elements. Every matrix starts on such a boundary, so that a policy computes the same bits in every slot."""
+
+
+Kind = Literal["masters", "gradients", "moment1", "moment2"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +71,19 @@ class Slot:
     views: dict[str, AdapterViews] = field(default_factory=dict)
 
 
-class RankBank:
-    """All slots of one rank class. Grows by doubling, shrinks never."""
+@dataclass(frozen=True, slots=True)
+class SlotRow:
+    """Everything of one slot, each [width]; compute is in the base's dtype, the others are float32."""
 
-    KINDS = ("masters", "gradients", "moment1", "moment2")
+    masters: torch.Tensor
+    gradients: torch.Tensor
+    moment1: torch.Tensor
+    moment2: torch.Tensor
+    compute: torch.Tensor
+
+
+class RankBank:
+    """All slots of one rank class: where each module's matrices lie in a row, and the rows."""
 
     def __init__(self, modules: Mapping[str, ModuleShape], rank: int, dtype: torch.dtype, device: torch.device):
         self.rank = rank
@@ -84,108 +98,88 @@ class RankBank:
             end = _aligned(b_at + shape.out_features * rank)
             self._offsets[path] = (a_at, b_at)
         self.width = end
-        self._tensors = {kind: self._empty(0, torch.float32) for kind in self.KINDS}
-        self._compute = self._empty(0, dtype)
-        self._taken: dict[int, Slot] = {}
-
-    def _empty(self, slots: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(slots, self.width, dtype=dtype, device=self._device)
+        self._rows: dict[int, SlotRow] = {}
 
     @property
-    def capacity(self) -> int:
-        """Slots that memory is held for."""
-        return self._compute.shape[0]
+    def slot_bytes(self) -> int:
+        """What one slot takes."""
+        compute_bytes = 0 if self._dtype == torch.float32 else self._dtype.itemsize
+        return self.width * (4 * torch.float32.itemsize + compute_bytes)
 
     def reserve(self, shape: AdapterShape, paths: tuple[str, ...]) -> Slot:
         """Take a free slot, all zeros."""
-        free = next((i for i in range(self.capacity) if i not in self._taken), None)
-        if free is None:
-            free = self.capacity
-            self._grow(max(1, 2 * self.capacity))
-        slot = Slot(self.rank, free, shape, paths)
-        self._taken[free] = slot
-        for tensor in (*self._tensors.values(), self._compute):
-            tensor[free].zero_()
-        self._bind(slot)
+        index = next(i for i in range(len(self._rows) + 1) if i not in self._rows)
+        masters, gradients, moment1, moment2 = (
+            torch.zeros(self.width, dtype=torch.float32, device=self._device) for _ in range(4)
+        )
+        # A float32 base needs no second copy: the masters are what it computes with.
+        compute = masters if self._dtype == torch.float32 else torch.zeros_like(masters, dtype=self._dtype)
+        row = SlotRow(masters, gradients, moment1, moment2, compute)
+        slot = Slot(self.rank, index, shape, paths)
+        for path in paths:
+            a, b = self._split(compute, path, shape.rank)
+            grad_a, grad_b = self._split(gradients, path, shape.rank)
+            slot.views[path] = AdapterViews(a, b, grad_a, grad_b)
+        self._rows[index] = row
         return slot
 
     def release(self, slot: Slot) -> None:
-        """Give a slot back; its views must not be used any more."""
-        del self._taken[slot.index]
+        """Give a slot and its memory back; its views must not be used any more."""
+        del self._rows[slot.index]
         slot.views.clear()
 
-    def _grow(self, capacity: int) -> None:
-        for kind, old in self._tensors.items():
-            self._tensors[kind] = self._empty(capacity, torch.float32)
-            self._tensors[kind][: old.shape[0]] = old
-        # A float32 base needs no second copy: the masters are what it computes with.
-        if self._dtype == torch.float32:
-            self._compute = self._tensors["masters"]
-        else:
-            old = self._compute
-            self._compute = self._empty(capacity, self._dtype)
-            self._compute[: old.shape[0]] = old
-        for slot in self._taken.values():
-            self._bind(slot)
+    def row(self, slot: Slot) -> SlotRow:
+        """A slot's whole row, to be changed in place."""
+        return self._rows[slot.index]
 
-    def _bind(self, slot: Slot) -> None:
-        for path in slot.paths:
-            a, b = self._matrices(self._compute[slot.index], path, slot.shape.rank)
-            grad_a, grad_b = self._matrices(self._tensors["gradients"][slot.index], path, slot.shape.rank)
-            slot.views[path] = AdapterViews(a, b, grad_a, grad_b)
+    def matrices(self, kind: Kind, slot: Slot, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """A [rank, in] and B [out, rank] of one module, of the given kind."""
+        return self._split(getattr(self._rows[slot.index], kind), path, slot.shape.rank)
 
-    def _matrices(self, row: torch.Tensor, path: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def padded_matrices(self, kind: Kind, slot: Slot, path: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same with the padding of the rank class: A [class, in] and B [out, class]."""
+        return self._split(getattr(self._rows[slot.index], kind), path, self.rank)
+
+    def refresh(self, slot: Slot) -> None:
+        """Bring the compute copy up to date with the masters."""
+        row = self._rows[slot.index]
+        if row.compute is not row.masters:
+            row.compute.copy_(row.masters)
+
+    def _split(self, row: torch.Tensor, path: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = self._modules[path]
         a_at, b_at = self._offsets[path]
         a = row[a_at : a_at + self.rank * shape.in_features].view(self.rank, shape.in_features)
         b = row[b_at : b_at + shape.out_features * self.rank].view(shape.out_features, self.rank)
         return a[:rank], b[:, :rank]
 
-    def row(self, kind: str, slot: Slot) -> torch.Tensor:
-        """A slot's whole row [width] of masters, gradients, moment1 or moment2, float32, to be changed in place."""
-        return self._tensors[kind][slot.index]
-
-    def matrices(self, kind: str, slot: Slot, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A [rank, in] and B [out, rank] of one module, of the given kind, float32."""
-        return self._matrices(self._tensors[kind][slot.index], path, slot.shape.rank)
-
-    def stacked(self, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """All slots' compute copies of one module, padded: A [slots, R, in] and B [slots, out, R]."""
-        shape = self._modules[path]
-        a_at, b_at = self._offsets[path]
-        a = self._compute[:, a_at : a_at + self.rank * shape.in_features]
-        b = self._compute[:, b_at : b_at + shape.out_features * self.rank]
-        return a.unflatten(1, (self.rank, shape.in_features)), b.unflatten(1, (shape.out_features, self.rank))
-
-    def refresh(self, slot: Slot) -> None:
-        """Bring the compute copy up to date with the masters."""
-        if self._compute is not self._tensors["masters"]:
-            self._compute[slot.index].copy_(self._tensors["masters"][slot.index])
-
 
 class SlotBanks:
-    """The banks of all rank classes of one base; at most `max_slots` policies at a time."""
+    """The banks of all rank classes of one base: at most `max_slots` policies and `max_bytes` at a time."""
 
     def __init__(
         self,
         modules: Mapping[str, ModuleShape],
         max_slots: int,
+        max_bytes: int,
         dtype: torch.dtype,
         device: torch.device | None = None,
         rank_classes: tuple[int, ...] = RANK_CLASSES,
     ) -> None:
         self._modules = dict(modules)
         self._max_slots = max_slots
+        self._max_bytes = max_bytes
         self._dtype = dtype
         self._device = device or torch.device("cpu")
         self._rank_classes = rank_classes
         self._banks: dict[int, RankBank] = {}
         self.taken = 0
+        self.taken_bytes = 0
 
     def reserve(self, shape: AdapterShape) -> Slot:
         """A slot for a new policy, all zeros.
 
-        Raises: Overloaded when every slot is held, BadRequest when the rank is above the largest class.
+        Raises: Overloaded when every slot is held or memory is, BadRequest when the rank can never be had here.
         """
         if self.taken >= self._max_slots:
             raise Overloaded(f"all {self._max_slots} adapter slots are in use")
@@ -195,14 +189,25 @@ class SlotBanks:
         if rank_class not in self._banks:
             self._banks[rank_class] = RankBank(self._modules, rank_class, self._dtype, self._device)
         paths = tuple(path for path in self._modules if path.rpartition(".")[2] in shape.targets)
-        slot = self._banks[rank_class].reserve(shape, paths)
+        bank = self._banks[rank_class]
+        if bank.slot_bytes > self._max_bytes:
+            raise BadRequest(
+                f"rank {shape.rank} needs {bank.slot_bytes} bytes, more than this trainer's {self._max_bytes}",
+                field="adapter.rank",
+            )
+        if self.taken_bytes + bank.slot_bytes > self._max_bytes:
+            raise Overloaded(f"policies in training hold {self.taken_bytes} of {self._max_bytes} bytes")
+        slot = bank.reserve(shape, paths)
         self.taken += 1
+        self.taken_bytes += bank.slot_bytes
         return slot
 
     def release(self, slot: Slot) -> None:
         """Give a slot back."""
-        self._banks[slot.rank_class].release(slot)
+        bank = self._banks[slot.rank_class]
+        bank.release(slot)
         self.taken -= 1
+        self.taken_bytes -= bank.slot_bytes
 
     def bank_of(self, slot: Slot) -> RankBank:
         """The bank that the slot is in."""

@@ -15,7 +15,7 @@ import torch
 
 from openmint.errors import Diverged
 from openmint_trainer.adam import AdamParams, Moments, adam_step
-from openmint_trainer.banks import AdapterShape, Slot, SlotBanks
+from openmint_trainer.banks import AdapterShape, Kind, Slot, SlotBanks
 from openmint_trainer.checkpoints import Checkpoint, CheckpointMeta, SavedFile, write_checkpoint
 from openmint_trainer.logprobs import target_logprobs
 from openmint_trainer.losses import LossInputs, find_loss
@@ -59,9 +59,9 @@ class WorkResult:
 class Executor:
     """Trains policies on one resident base."""
 
-    def __init__(self, base: ResidentBase, max_slots: int) -> None:
+    def __init__(self, base: ResidentBase, max_slots: int, max_bank_bytes: int = 4 << 30) -> None:
         self.base = base
-        self.banks: SlotBanks = base.make_banks(max_slots)
+        self.banks: SlotBanks = base.make_banks(max_slots, max_bank_bytes)
 
     def open(self, shape: AdapterShape, seed: int) -> TrainedPolicy:
         """Give a fresh policy a slot. Raises: Overloaded, BadRequest."""
@@ -151,10 +151,9 @@ class Executor:
         policy.adam_step += 1
         policy.has_pending_gradients = False
         bank = self.banks.bank_of(policy.slot)
-        names = ("masters", "gradients", "moment1", "moment2")
-        row = Moments(*(bank.row(name, policy.slot) for name in names))
+        row = bank.row(policy.slot)
         try:
-            return adam_step(row, params, policy.adam_step)
+            return adam_step(Moments(row.masters, row.gradients, row.moment1, row.moment2), params, policy.adam_step)
         except Diverged as error:
             policy.diverged = error.detail
             raise
@@ -175,7 +174,7 @@ class Executor:
         return write_checkpoint(path, Checkpoint(meta, tensors))
 
 
-_SAVED_KINDS = {"adapter": "masters", "adam_m": "moment1", "adam_v": "moment2", "grad": "gradients"}
+_SAVED_KINDS: dict[str, Kind] = {"adapter": "masters", "adam_m": "moment1", "adam_v": "moment2", "grad": "gradients"}
 
 
 def _tokens(work: Sequence[Work]) -> int:

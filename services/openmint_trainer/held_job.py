@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+from uuid import UUID
 
 import structlog
 
@@ -60,6 +61,11 @@ class HeldJob:
         self._changed = asyncio.Event()
         self._is_committing = False
         self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def key(self) -> tuple[UUID, int]:
+        """Names this claim; a process may hold an old and a new claim on one job for a moment."""
+        return self.job.job_id, self.job.fence
 
     def start(self) -> None:
         """Begin to hold the lease and to bring out checkpoints."""

@@ -7,11 +7,10 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
-from uuid import UUID
 
 import structlog
 from pydantic import ValidationError
@@ -20,7 +19,7 @@ from openmint.adapters.store import Store
 from openmint.catalog import checkpoints, jobs
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Job
-from openmint.errors import BadRequest, CallerMistake, Fenced, OpenmintError, TryAgain
+from openmint.errors import BadRequest, CallerMistake, Fenced, OpenmintError, Overloaded, TryAgain
 from openmint.events import Cause, Fact, JobProgressed, TrainRequested
 from openmint_trainer.checkpoints import Checkpoint, read_checkpoint
 from openmint_trainer.data import Tokenizer, tokenise_rows
@@ -32,6 +31,9 @@ from openmint_trainer.rows import Row
 from openmint_trainer.training_thread import TrainingThread
 
 log = structlog.get_logger()
+
+CLAIM_PAUSE_S = 5.0
+"""After a job that memory has no room for was given back; at once it would only come here again."""
 
 
 class ProgressBus(Protocol):
@@ -84,9 +86,10 @@ class TrainerLoop:
         self._thread = TrainingThread()
         self._stopping = asyncio.Event()
         self._drain_until_s = math.inf
+        self._claim_again_s = 0.0
         self._work = asyncio.Event()
-        self._jobs: dict[UUID, _Admitted] = {}
-        self._arriving: dict[UUID, HeldJob] = {}
+        self._jobs: dict[Hashable, _Admitted] = {}
+        self._arriving: dict[Hashable, HeldJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def stop(self) -> None:
@@ -122,12 +125,16 @@ class TrainerLoop:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                while len(self._all_held()) < self._settings.slots and await self._claim_one():
+                while self._may_claim() and await self._claim_one():
                     pass
             except TryAgain as error:
                 log.warning("claim.failed", error=error.detail)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._settings.poll_s)
+
+    def _may_claim(self) -> bool:
+        is_paused = time.monotonic() < self._claim_again_s
+        return not self._stopping.is_set() and not is_paused and len(self._all_held()) < self._settings.slots
 
     async def _claim_one(self) -> bool:
         async with self._catalog.connection() as connection:
@@ -139,7 +146,7 @@ class TrainerLoop:
             self._catalog, self._store, job, Progress(job, steps, time.monotonic, step=job.step), self._settings.lease_s
         )
         held.start()
-        self._arriving[job.job_id] = held
+        self._arriving[held.key] = held
         log.info("job.claimed", job_id=str(job.job_id), policy=f"{job.tenant}/{job.policy}", fence=job.fence)
         self._spawn(self._admit(held))
         return True
@@ -153,20 +160,26 @@ class TrainerLoop:
             if self._stopping.is_set():
                 await held.release()
                 return
-            run = await self._thread.run(lambda: self._training.admit(job.job_id, job.tenant, spec, rows, checkpoint))
+            run = await self._thread.run(lambda: self._training.admit(held.key, job.tenant, spec, rows, checkpoint))
             held.progress.start(run.step, run.tokens)
-            self._jobs[job.job_id] = _Admitted(held, spec)
+            self._jobs[held.key] = _Admitted(held, spec)
             if run.is_done:
-                await self._finish(job.job_id)
+                await self._finish(held.key)
             self._work.set()
         except Fenced:
             await held.close()
+        except Overloaded as error:
+            # Not this job's fault: another trainer may have room now, or this one when a run has ended.
+            log.warning("job.not_admitted", job_id=str(job.job_id), reason=error.detail)
+            self._claim_again_s = time.monotonic() + CLAIM_PAUSE_S
+            await held.release()
         except Exception as error:
             # Whatever reading this job's data or state raises is about this job alone.
             log.warning("job.refused", job_id=str(job.job_id), error=str(error), exc_info=not _is_ours(error))
             await held.fail(cause_of(error))
         finally:
-            self._arriving.pop(job.job_id, None)
+            if held.is_lost or held.key in self._jobs:
+                self._arriving.pop(held.key, None)
             self._wake.set()
 
     async def _rows_of(self, held: HeldJob, spec: TrainRequested) -> list[Row]:
@@ -207,13 +220,12 @@ class TrainerLoop:
                 await self._take(event)
 
     async def _take(self, event: StepFinished | RunFailed) -> None:
-        assert isinstance(event.key, UUID)
         admitted = self._jobs.get(event.key)
         if admitted is None:
             return
         held = admitted.held
         if isinstance(event, RunFailed):
-            log.warning("job.diverged", job_id=str(event.key), error=event.error.detail)
+            log.warning("job.diverged", job_id=str(held.job.job_id), error=event.error.detail)
             await self._drop(event.key)
             self._spawn(held.fail(cause_of(event.error)))
             return
@@ -228,14 +240,14 @@ class TrainerLoop:
         if is_last:
             await self._finish(event.key)
 
-    async def _save(self, key: UUID, want_revision: bool) -> None:
+    async def _save(self, key: Hashable, want_revision: bool) -> None:
         held = self._jobs[key].held
         step = self._training.runs[key].step
         path = checkpoint_file(self._settings.work_folder, held.job, step)
         saved = await self._thread.run(lambda: self._training.save(key, path))
         held.add_checkpoint(PendingCheckpoint(step, saved, want_revision))
 
-    async def _finish(self, key: UUID) -> None:
+    async def _finish(self, key: Hashable) -> None:
         """The last step is taken: free the slot at once, and end the job when its last checkpoint is committed."""
         held = self._jobs[key].held
         run = self._training.runs[key]
@@ -250,7 +262,7 @@ class TrainerLoop:
             finally:
                 self._arriving.pop(key, None)
                 self._wake.set()
-            log.info("job.completed", job_id=str(key), steps=steps, tokens=tokens, loss=loss)
+            log.info("job.completed", job_id=str(held.job.job_id), steps=steps, tokens=tokens, loss=loss)
 
         self._spawn(complete())
 
@@ -263,9 +275,9 @@ class TrainerLoop:
             elif held.cancel_requested and self._training.runs[key].is_between_steps:
                 await self._drop(key)
                 self._spawn(held.cancel())
-                log.info("job.cancelled", job_id=str(key), step=held.progress.step)
+                log.info("job.cancelled", job_id=str(held.job.job_id), step=held.progress.step)
 
-    async def _drop(self, key: UUID) -> None:
+    async def _drop(self, key: Hashable) -> None:
         del self._jobs[key]
         await self._thread.run(lambda: self._training.drop(key))
         self._wake.set()
@@ -284,7 +296,7 @@ class TrainerLoop:
 
     async def _release(self, held: HeldJob) -> None:
         await held.flush()
-        if not held.is_lost and held.job.job_id in self._jobs:
+        if not held.is_lost and held.key in self._jobs:
             await held.release()
 
     def _all_held(self) -> list[HeldJob]:

@@ -43,9 +43,9 @@ class ResidentBase:
     device: torch.device
     route: Route
 
-    def make_banks(self, max_slots: int) -> SlotBanks:
+    def make_banks(self, max_slots: int, max_bytes: int) -> SlotBanks:
         """Empty banks for this base."""
-        return SlotBanks(self.modules, max_slots, self.dtype, self.device)
+        return SlotBanks(self.modules, max_slots, max_bytes, self.dtype, self.device)
 
 
 def load_base(folder: Path, name: str, digest: str, dtype: DtypeName, device: str = "cpu") -> ResidentBase:

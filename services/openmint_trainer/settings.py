@@ -20,6 +20,9 @@ class TrainerSettings(CommonSettings):
     trainer_slots: int = 8
     """Policies in training at once. A slot of rank 8 on a 135M base takes 40 MB."""
 
+    trainer_bank_bytes: int = 4 << 30
+    """For all adapters in training together; a job that finds no room is left to another trainer."""
+
     trainer_token_budget: int = 2048
     """Tokens per micro-batch, and of the longest row: this sets peak memory (at 135M, 2 MB per token in float32)."""
 

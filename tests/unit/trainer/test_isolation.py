@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from openmint.errors import Diverged
+from openmint.errors import BadRequest, Diverged, Overloaded
 from openmint_trainer.adam import AdamParams
 from openmint_trainer.banks import AdapterShape
 from openmint_trainer.executor import Executor, TrainedPolicy, Work
+from openmint_trainer.resident_base import ResidentBase
 from openmint_trainer.rows import Portion
 
 Shape = Callable[..., AdapterShape]
@@ -82,10 +83,11 @@ def test_padding_of_the_rank_class_stays_exactly_zero(
         executor.optim_step(policy, AdamParams(weight_decay=0.1))
     bank = executor.banks.bank_of(policy.slot)
     for path in policy.slot.paths:
-        a, b = bank.stacked(path)
-        assert not a[policy.slot.index, 3:].any()
-        assert not b[policy.slot.index, :, 3:].any()
-        assert b[policy.slot.index, :, :3].any()
+        a, b = bank.padded_matrices("masters", policy.slot, path)
+        assert (a.shape[0], b.shape[1]) == (8, 8)
+        assert not a[3:].any()
+        assert not b[:, 3:].any()
+        assert b[:, :3].any()
 
 
 def test_modules_outside_a_policys_targets_stay_the_base(
@@ -96,8 +98,9 @@ def test_modules_outside_a_policys_targets_stay_the_base(
     executor.forward_backward([Work(policy, make_portion())])
     executor.optim_step(policy, PARAMS)
     assert {path.rpartition(".")[2] for path in policy.slot.paths} == {"q_proj", "v_proj"}
-    a, _ = executor.banks.bank_of(policy.slot).stacked("model.layers.0.mlp.up_proj")
-    assert not a.any()
+    outside = "model.layers.0.mlp.up_proj"
+    assert outside in executor.base.modules
+    assert not executor.banks.bank_of(policy.slot).matrices("masters", policy.slot, outside)[0].any()
 
 
 def test_one_policys_nan_fails_that_policy_alone(
@@ -128,7 +131,7 @@ def test_an_infinite_gradient_is_named_and_never_applied(
     policy = executor.open(make_shape(), 0)
     executor.forward_backward([Work(policy, make_portion())])
     before = weights(executor, policy)
-    executor.banks.bank_of(policy.slot).row("gradients", policy.slot)[0] = float("inf")
+    executor.banks.bank_of(policy.slot).row(policy.slot).gradients[0] = float("inf")
     with pytest.raises(Diverged, match="gradient is not finite"):
         executor.optim_step(policy, PARAMS)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(executor, policy), strict=True))
@@ -146,18 +149,19 @@ def test_clipping_uses_the_norm_of_the_policys_own_gradient(
     assert executor.optim_step(loud, PARAMS) > 1e4
 
 
-def test_a_bank_that_grows_keeps_the_policies_in_it(
-    make_executor: Callable[..., Executor], make_shape: Shape, make_portion: Callable[..., Portion]
+def test_adapters_stay_within_the_memory_given_to_them(
+    make_executor: Callable[..., Executor], make_base: Callable[..., ResidentBase], make_shape: Shape
 ) -> None:
-    executor = make_executor()
-    first = executor.open(make_shape(), 0)
-    executor.forward_backward([Work(first, make_portion())])
-    before = gradients(executor, first)
-    others = [executor.open(make_shape(), seed) for seed in range(1, 5)]
-    assert all(torch.equal(a, b) for a, b in zip(before, gradients(executor, first), strict=True))
-    executor.forward_backward([Work(first, make_portion())])
-    assert all(torch.equal(2 * a, b) for a, b in zip(before, gradients(executor, first), strict=True))
-    assert not any(bool(g.any()) for other in others for g in gradients(executor, other))
+    one_slot = make_executor().banks
+    one_slot.reserve(make_shape())
+    executor = Executor(make_base(), max_slots=8, max_bank_bytes=2 * one_slot.taken_bytes)
+    first, _ = executor.open(make_shape(), 0), executor.open(make_shape(), 1)
+    with pytest.raises(Overloaded, match="policies in training hold"):
+        executor.open(make_shape(), 2)
+    with pytest.raises(BadRequest, match="rank 32 needs"):
+        executor.open(make_shape(rank=32), 2)
+    executor.close(first)
+    executor.open(make_shape(), 2)
 
 
 def test_a_slot_that_is_used_again_starts_from_nothing(
@@ -172,4 +176,4 @@ def test_a_slot_that_is_used_again_starts_from_nothing(
     again = executor.open(make_shape(), 0)
     assert again.slot.index == policy.slot.index
     assert all(torch.equal(a, b) for a, b in zip(fresh, weights(executor, again), strict=True))
-    assert not executor.banks.bank_of(again.slot).row("moment2", again.slot).any()
+    assert not executor.banks.bank_of(again.slot).row(again.slot).moment2.any()
