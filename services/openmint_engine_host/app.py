@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 import structlog
 from aiohttp import web
@@ -69,7 +69,7 @@ async def _drain(host: EngineHost, seconds: float) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _announcer(settings: EngineHostSettings) -> AsyncIterator[Announcer]:
+async def _announcer(settings: EngineHostSettings) -> AsyncGenerator[Announcer]:
     if not settings.announce:
         yield Silence()
         return
@@ -91,7 +91,7 @@ async def _connect(settings: EngineHostSettings) -> Bus:
 
 
 @contextlib.asynccontextmanager
-async def _listening(control: ControlServer, settings: EngineHostSettings) -> AsyncIterator[int]:
+async def _listening(control: ControlServer, settings: EngineHostSettings) -> AsyncGenerator[int]:
     port = settings.control_port or free_port(settings.host)
     runner = web.AppRunner(control.application(), access_log=None)
     await runner.setup()
@@ -104,7 +104,8 @@ async def _listening(control: ControlServer, settings: EngineHostSettings) -> As
 
 async def run() -> None:
     """Read the settings, serve until SIGTERM or SIGINT."""
-    settings = EngineHostSettings().resolve()  # pyright: ignore[reportCallIssue]  # filled from the environment
+    settings = EngineHostSettings()  # pyright: ignore[reportCallIssue]  # filled from the environment
+    settings = settings.resolve(settings.parts_needed)
     configure_logging("engine_host", settings)
     structlog.contextvars.bind_contextvars(engine=settings.engine_name)
     serving = asyncio.create_task(serve(settings))

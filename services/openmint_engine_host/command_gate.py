@@ -5,7 +5,7 @@ list of residents reflects.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from openmint.engines.protocol import CommandStamp
 from openmint.errors import StaleEpoch
@@ -34,7 +34,7 @@ class CommandGate:
             self._running.clear()
 
     @contextlib.contextmanager
-    def applying(self, stamp: CommandStamp) -> Iterator[None]:
+    def applying(self, stamp: CommandStamp) -> Generator[None]:
         """Around a command that changes the list of residents. Raises: StaleEpoch."""
         self.check(stamp)
         self._running.add(stamp.command)

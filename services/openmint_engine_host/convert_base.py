@@ -77,7 +77,7 @@ def _write_folder(gguf: Path, folder: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         where, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
 
 
 def _forget_how_it_was_read(path: Path) -> None:

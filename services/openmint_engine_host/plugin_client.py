@@ -30,9 +30,9 @@ class PluginClient:
         """What the front knows by itself."""
         return await self._call("GET", "pulse", timeout_s=QUICK_TIMEOUT_S)
 
-    async def state(self) -> dict[str, Any]:
+    async def state(self, timeout_s: float = SLOW_TIMEOUT_S) -> dict[str, Any]:
         """What the worker holds."""
-        return await self._call("GET", "state")
+        return await self._call("GET", "state", timeout_s=timeout_s)
 
     async def start(self) -> dict[str, Any]:
         """Self-test; then the engine admits requests."""

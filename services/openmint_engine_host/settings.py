@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from openmint.identifiers import check_name
-from openmint.settings import CommonSettings
+from openmint.settings import CommonSettings, Part
 
 
 class EngineHostSettings(CommonSettings):
@@ -36,7 +36,7 @@ class EngineHostSettings(CommonSettings):
     max_model_len: int = Field(default=2048, ge=16)
     kv_cache_gib: int = Field(default=1, ge=1, description="On CPU; vLLM takes whole GiB only")
     core: str = Field(default="", description="CPU cores of the model, such as 0 or 0-3; empty: vLLM's choice")
-    vllm_arguments: str = Field(default="", description="More arguments for vLLM, as on a command line (GPU settings)")
+    vllm_arguments: str = Field(default="", description="More arguments for vLLM, such as --no-enforce-eager on a GPU")
     margin: int = Field(default=2, ge=0, description="Sequences admitted beyond max_num_seqs")
     tenant_share: float = Field(default=0.75, gt=0, le=1, description="Part of the engine that one tenant may take")
 
@@ -45,7 +45,7 @@ class EngineHostSettings(CommonSettings):
     staging_concurrency: int = Field(default=2, ge=1, description="Fetch and check this many adapters at once")
 
     start_timeout_s: float = Field(default=300.0, description="A loaded machine takes up to 100 s to import vLLM")
-    hang_after_s: float = Field(default=30.0, description="An engine that does not answer for so long is killed")
+    hang_after_s: float = Field(default=60.0, description="Killed when silent so long; a CPU prefill takes up to 20 s")
     drain_s: float = Field(default=10.0, description="On a stop, requests in flight get so long to finish")
     announce: bool = Field(default=True, description="False: run without the bus (an engine by itself)")
 
@@ -55,13 +55,10 @@ class EngineHostSettings(CommonSettings):
             raise ValueError(f"max_cpu_loras {self.max_cpu_loras} is below max_loras {self.max_loras}")
         return self
 
-    def resolve(self) -> Self:
-        """As for every service, but an engine host needs no catalogue, and without announcements no bus either."""
-        unneeded = {} if self.postgres_dsn else {"postgres_dsn": "unused"}
-        if not self.announce:
-            unneeded |= {"nats_url": "unused"}
-        found = super(EngineHostSettings, self.model_copy(update=unneeded)).resolve()
-        return found.model_copy(update=dict.fromkeys(unneeded, ""))
+    @property
+    def parts_needed(self) -> tuple[Part, ...]:
+        """An engine host needs no catalogue, and without announcements no bus either."""
+        return ("nats",) if self.announce else ()
 
     @cached_property
     def base(self) -> str:

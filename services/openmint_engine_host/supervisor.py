@@ -29,6 +29,7 @@ from openmint_engine_host.settings import EngineHostSettings
 log = structlog.get_logger()
 
 PULSE_EVERY_S = 1.0
+ASK_WORKER_EVERY_S = 5.0
 STOP_GRACE_S = 10.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
@@ -52,6 +53,8 @@ class Boot:
     slots: int
     pulse: dict[str, Any] = field(default_factory=dict[str, Any])
     """The newest look of the front at itself, at most about a second old."""
+
+    worker_answered_s: float = 0.0
 
     @property
     def layout(self) -> str:
@@ -187,9 +190,27 @@ class Supervisor:
 
     async def _watch(self, boot: Boot) -> str:
         """Wait until the engine is no more; the reason in words."""
-        answered = self._clock.monotonic_s()
+        asking = asyncio.create_task(self._ask_worker(boot))
+        try:
+            return await self._watch_front(boot)
+        finally:
+            asking.cancel()
+
+    async def _ask_worker(self, boot: Boot) -> None:
+        """Note when the worker last answered: the front goes on answering while a stopped worker serves nobody."""
+        while True:
+            with contextlib.suppress(EngineFailed):
+                await boot.plugin.state(timeout_s=self._settings.hang_after_s)
+                boot.worker_answered_s = self._clock.monotonic_s()
+            await self._clock.sleep(ASK_WORKER_EVERY_S)
+
+    async def _watch_front(self, boot: Boot) -> str:
+        answered = boot.worker_answered_s = self._clock.monotonic_s()
         refused = 0
         while True:
+            worker_silent_s = self._clock.monotonic_s() - boot.worker_answered_s
+            if worker_silent_s > self._settings.hang_after_s:
+                return f"its worker did not answer for {worker_silent_s:.0f} s"
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(asyncio.shield(boot.process.wait()), PULSE_EVERY_S)
             if boot.process.returncode is not None:

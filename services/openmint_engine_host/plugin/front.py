@@ -92,7 +92,7 @@ class EngineFront:
         body = _json_object(await asgi.read_body(receive, self._settings.max_body_bytes) or b"{}")
         name = scope["path"].removeprefix(COMMAND_PREFIX)
         try:
-            result = await self._commands.run(scope["method"], name, body or {}, cast(Any, scope["app"]).state)
+            result = await self._commands.run(scope["method"], name, body or {}, scope["app"].state)
         except CommandRefused as refused:
             await asgi.refuse(send, refused.status, refused.code, str(refused))
         else:

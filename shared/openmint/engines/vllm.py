@@ -94,14 +94,13 @@ def _raise(name: str, content: dict[str, Any]) -> NoReturn:
 
 def state_from_json(body: dict[str, Any]) -> EngineState:
     """Read what `GET /control/state` answers."""
-    return EngineState(
-        **{
-            **body,
-            "boot_id": UUID(body["boot_id"]),
-            "pools": tuple(body["pools"]),
-            "capabilities": frozenset(body["capabilities"]),
-            "residents": tuple(Resident(**resident) for resident in body["residents"]),
-            "staged": tuple(body["staged"]),
-            "slot_adapters": tuple(body["slot_adapters"]),
-        }
-    )
+    fields: dict[str, Any] = {
+        **body,
+        "boot_id": UUID(body["boot_id"]),
+        "pools": tuple(body["pools"]),
+        "capabilities": frozenset(body["capabilities"]),
+        "residents": tuple(Resident(**resident) for resident in body["residents"]),
+        "staged": tuple(body["staged"]),
+        "slot_adapters": tuple(body["slot_adapters"]),
+    }
+    return EngineState(**fields)

@@ -76,8 +76,10 @@ def test_more_slots_than_capacity_are_refused(tmp_path: Path):
 
 
 def test_an_engine_host_needs_no_catalogue_and_alone_no_bus(tmp_path: Path):
-    assert settings(tmp_path, announce=False).resolve().store_url.startswith("file://")
-    assert settings(tmp_path, nats_url="nats://somewhere:4222").resolve().postgres_dsn == ""
+    alone = settings(tmp_path, announce=False)
+    assert alone.resolve(alone.parts_needed).store_url.startswith("file://")
+    with_bus = settings(tmp_path, nats_url="nats://somewhere:4222")
+    assert with_bus.resolve(with_bus.parts_needed).postgres_dsn == ""
 
 
 def test_an_engine_without_a_key_gets_one_that_nobody_knows(tmp_path: Path):

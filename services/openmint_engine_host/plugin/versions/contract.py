@@ -45,7 +45,10 @@ class Residency:
 class VersionModule(Protocol):
     """One minor version of vLLM."""
 
-    capabilities: frozenset[Capability]
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this version can do on this platform."""
+        ...
 
     def install(self) -> None:
         """Put the patches in place; run once in every vLLM process, before the model is built."""

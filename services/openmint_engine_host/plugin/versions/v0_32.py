@@ -27,6 +27,15 @@ from openmint_engine_host.layout import (
 from openmint_engine_host.plugin import cpu_lora
 from openmint_engine_host.plugin.versions.contract import Capability, Load, Residency, VersionModule
 
+ON_ANY_PLATFORM: tuple[Capability, ...] = (
+    "exact_residency",
+    "prepared_attach",
+    "real_removal",
+    "batched_attach",
+    "self_test",
+    "probe",
+)
+
 SELF_TEST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
 """Greatest difference from the reference, relative to its largest value."""
 
@@ -45,15 +54,10 @@ class Vllm032:
     def capabilities(self) -> frozenset[Capability]:
         from vllm.platforms import current_platform
 
-        always: set[Capability] = {
-            "exact_residency",
-            "prepared_attach",
-            "real_removal",
-            "batched_attach",
-            "self_test",
-            "probe",
-        }
-        return frozenset(always | {"cpu_lora_repair"} if current_platform.is_cpu() else always)
+        found = set[Capability](ON_ANY_PLATFORM)
+        if current_platform.is_cpu():
+            found.add("cpu_lora_repair")
+        return frozenset(found)
 
     def install(self) -> None:
         """Patch this process; a second call does nothing."""
@@ -181,7 +185,9 @@ def _read_prepared_files_only() -> None:
         def _load_adapter(self, lora_request: Any) -> Any:
             return _map_adapter(Path(lora_request.lora_path) / FILE_NAME, lora_request.lora_int_id)
 
-    lora_model_runner_mixin.LRUCacheWorkerLoRAManager = PreparedLoRAManager
+    # vLLM looks the class up under this name when it builds the model runner.
+    mixin: Any = lora_model_runner_mixin
+    mixin.LRUCacheWorkerLoRAManager = PreparedLoRAManager
 
 
 def _map_adapter(path: Path, adapter_id: int) -> Any:
