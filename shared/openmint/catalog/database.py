@@ -1,6 +1,7 @@
 """The pool of connections to the catalogue. Every query lives in the file of its table family, beside this one."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -30,8 +31,15 @@ ACQUIRE_TIMEOUT_S = 10.0
 
 UNSAFE_NO_FENCING_VARIABLE = "OPENMINT_UNSAFE_NO_FENCING"
 
-_LOST = (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, ConnectionError)
-_UNREACHABLE = (*_LOST, OSError, TimeoutError)
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+_CONFUSED = (asyncpg.InterfaceError, asyncpg.InternalClientError, ConnectionError)
+"""What is raised when a connection breaks under its user, but also for other reasons: the connection itself is asked."""
+
+_UNREACHABLE = (*_LOST, OSError, TimeoutError, asyncpg.TooManyConnectionsError)
 
 
 async def value_of(conn: Connection, query: str, *arguments: object) -> Any:
@@ -102,12 +110,14 @@ class Catalog:
             yield connection
         except _LOST as error:
             raise CatalogUnavailable(f"the connection to the catalogue broke: {error!r}", retry_after_s=1.0) from error
-        except asyncpg.InterfaceError as error:
+        except _CONFUSED as error:
             if not _is_gone(connection):
                 raise
             raise CatalogUnavailable(f"the connection to the catalogue broke: {error!r}", retry_after_s=1.0) from error
         finally:
-            await self.pool.release(connection)
+            # The pool throws a connection away whose return fails.
+            with contextlib.suppress(*_LOST, *_CONFUSED):
+                await self.pool.release(connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection]:
