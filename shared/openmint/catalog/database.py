@@ -37,7 +37,7 @@ _LOST = (
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
 _CONFUSED = (asyncpg.InterfaceError, asyncpg.InternalClientError, ConnectionError)
-"""What is raised when a connection breaks under its user, but also for other reasons: the connection itself is asked."""
+"""What is raised when a connection breaks under its user, but not only then: the connection itself is asked."""
 
 _UNREACHABLE = (*_LOST, OSError, TimeoutError, asyncpg.TooManyConnectionsError)
 
