@@ -7,6 +7,7 @@ recognise the event after that. One relay per service is active at a time, so th
 import asyncio
 import contextlib
 import json
+import time
 
 import asyncpg
 import structlog
@@ -52,12 +53,14 @@ class OutboxRelay:
         """Relay until cancelled. Loss of the bus or the database delays facts and loses none."""
         retry_s = RETRY_FLOOR_S
         while True:
+            began_s = time.monotonic()
             try:
                 async with self._pool.acquire() as connection:
                     await self._relay_while_leading(connection)
-                retry_s = RETRY_FLOOR_S
             except (BusUnavailable, *_LOST) as error:
                 log.warning("outbox.interrupted", service=self._service, detail=repr(error))
+            if time.monotonic() - began_s > 2 * RETRY_CEILING_S:
+                retry_s = RETRY_FLOOR_S
             await asyncio.sleep(retry_s)
             retry_s = min(2 * retry_s, RETRY_CEILING_S)
 

@@ -4,6 +4,7 @@ What the server can change in place is changed. A different retention would lose
 decides.
 """
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 from nats.errors import Error as NatsError
@@ -123,9 +124,9 @@ async def _ensure_consumer(js: JetStreamContext, plan: ConsumerPlan, filter_subj
     return ", ".join(drift)
 
 
-async def _call(request: object, name: str) -> None:
+async def _call(request: Awaitable[object], name: str) -> None:
     try:
-        await request  # type: ignore[misc]  # pyright: ignore[reportGeneralTypeIssues]
+        await request
     except (APIError, TimeoutError, OSError) as error:
         raise BusUnavailable(f"the server refused {name}: {error!r}", retry_after_s=1.0) from error
 

@@ -49,5 +49,5 @@ def _depth(data: bytes) -> int:
 
 
 def _kind(value: object) -> str:
-    names = {list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    names: dict[type[object], str] = {list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
     return names.get(type(value), "null")

@@ -8,7 +8,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -42,11 +41,19 @@ class ServerProcess:
         """True while the process lives; a zombie does not."""
         return self._find() is not None
 
-    def spawn(self, argv: Sequence[str], env: Mapping[str, str], **options: Any) -> None:
+    def spawn(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        user: int | None = None,
+        group: int | None = None,
+        extra_groups: Sequence[int] | None = None,
+    ) -> None:
         """Start the process in a session of its own, its output going to the log file."""
         self._log_file.parent.mkdir(parents=True, exist_ok=True)
         with self._log_file.open("ab") as output:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 list(argv),
                 env=dict(env),
                 stdin=subprocess.DEVNULL,
@@ -54,11 +61,14 @@ class ServerProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 cwd="/",
-                **options,
+                user=user,
+                group=group,
+                extra_groups=extra_groups,
             )
+        self._child = child
         with contextlib.suppress(psutil.NoSuchProcess):
-            began = psutil.Process(self._child.pid).create_time()
-            write_private(self._record, json.dumps({"pid": self._child.pid, "began": began}))
+            began = psutil.Process(child.pid).create_time()
+            write_private(self._record, json.dumps({"pid": child.pid, "began": began}))
 
     def send(self, number: int) -> None:
         """Send a signal if the process lives."""

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from openmint import events
 from openmint.events.base import Event
+from openmint.events.training import JsonObject
 
 TENANT = "acme"
 POLICY = "film-reviews"
@@ -26,12 +27,12 @@ _AT = datetime(2026, 11, 24, 9, 30, tzinfo=UTC)
 
 def examples() -> dict[type[Event], Event]:
     """An example of every event class."""
-    fact = {"tenant": TENANT, "occurred_at": _AT, "causation_id": "JOBS-17"}
-    job = {**fact, "job_id": JOB, "policy": POLICY, "base": BASE}
-    revision = {**job, "revision_id": REVISION, "step": 60, "digest": DIGEST, "number": 2}
-    engine = {"occurred_at": _AT, "base": BASE, "engine": "serve-0", "boot_id": BOOT}
-    urls = {"url": "http://10.0.0.7:8100", "control_url": "http://10.0.0.7:8101"}
-    adapter = {**engine, "sequence": 12, "digest": DIGEST, "adapter_name": "r-5f70bf18-1"}
+    fact: JsonObject = {"tenant": TENANT, "occurred_at": _AT, "causation_id": "JOBS-17"}
+    job: JsonObject = {**fact, "job_id": JOB, "policy": POLICY, "base": BASE}
+    revision: JsonObject = {**job, "revision_id": REVISION, "step": 60, "digest": DIGEST, "number": 2}
+    engine: JsonObject = {"occurred_at": _AT, "base": BASE, "engine": "serve-0", "boot_id": BOOT}
+    urls: JsonObject = {"url": "http://10.0.0.7:8100", "control_url": "http://10.0.0.7:8101"}
+    adapter: JsonObject = {**engine, "sequence": 12, "digest": DIGEST, "adapter_name": "r-5f70bf18-1"}
     now = events.AliasTarget(revision_id=REVISION, digest=DIGEST, number=2)
     before = events.AliasTarget(revision_id=FORMER_REVISION, digest=FORMER, number=1)
     made: list[Event] = [

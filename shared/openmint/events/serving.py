@@ -14,6 +14,9 @@ LoadClass = Literal["interactive", "rollout", "evaluation", "prefetch"]
 SERVE_POOL = "serve"
 GATE_POOL = "gate-fp32"
 
+RELEASE_DEADLINE_S = 0.05
+"""Interest renewed for no longer than this is released: the waiter has its adapter, or gave up."""
+
 
 class LoadRequested(Command):
     """Make a revision resident in a pool because somebody waits for it.
@@ -171,6 +174,7 @@ class EngineHeartbeat(Fact):
 __all__ = [
     "GATE_POOL",
     "NO_TENANT",
+    "RELEASE_DEADLINE_S",
     "SERVE_POOL",
     "AdapterGone",
     "AdapterResident",
