@@ -15,7 +15,7 @@ from openmint.adapters.facts import (
     AdapterFacts,
     AdapterLimits,
 )
-from openmint.adapters.inspection import inspect_in_child
+from openmint.adapters.inspection import Inspector
 from openmint.adapters.manifest import Manifest
 from openmint.adapters.safetensors_header import read_header_of
 from openmint.adapters.signing import SigningKey
@@ -37,7 +37,13 @@ class SignedFolder:
 
 
 async def export_checkpoint(
-    checkpoint: Path, sha256: bytes, base: BaseFacts, dtype: str, key: SigningKey, folder: Path
+    checkpoint: Path,
+    sha256: bytes,
+    base: BaseFacts,
+    dtype: str,
+    key: SigningKey,
+    inspector: Inspector,
+    folder: Path,
 ) -> SignedFolder:
     """Make the revision of a checkpoint file in an empty folder.
 
@@ -45,11 +51,17 @@ async def export_checkpoint(
     """
     await asyncio.to_thread(verify_checkpoint, checkpoint, sha256)
     await asyncio.to_thread(_write_from_checkpoint, checkpoint, base, dtype, folder)
-    return await _checked_and_signed(folder, base, key)
+    return await _checked_and_signed(folder, base, key, inspector)
 
 
 async def export_foreign(
-    source: Path, base: BaseFacts, key: SigningKey, scratch: Path, folder: Path, limits: AdapterLimits
+    source: Path,
+    base: BaseFacts,
+    key: SigningKey,
+    inspector: Inspector,
+    scratch: Path,
+    folder: Path,
+    limits: AdapterLimits,
 ) -> SignedFolder:
     """Make the revision of a foreign PEFT folder in an empty folder, in its own dtype.
 
@@ -57,13 +69,13 @@ async def export_foreign(
     Raises: BadAdapter naming the culprit; InspectionFailed.
     """
     await asyncio.to_thread(copy_foreign_folder, source, scratch, base, limits)
-    facts = await inspect_in_child(scratch, base, limits)
+    facts = await inspector.inspect(scratch, base, limits)
     await asyncio.to_thread(_write_from_peft, scratch, facts, folder)
-    return await _checked_and_signed(folder, base, key)
+    return await _checked_and_signed(folder, base, key, inspector)
 
 
-async def _checked_and_signed(folder: Path, base: BaseFacts, key: SigningKey) -> SignedFolder:
-    facts = await inspect_in_child(folder, base)
+async def _checked_and_signed(folder: Path, base: BaseFacts, key: SigningKey, inspector: Inspector) -> SignedFolder:
+    facts = await inspector.inspect(folder, base)
     manifest = Manifest.of(facts, base.digest)
     raw = manifest.canonical_bytes()
     (folder / MANIFEST_FILE).write_bytes(raw)

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from openmint.adapters.facts import AdapterLimits
+from openmint.adapters.inspection import Inspector
 from openmint.adapters.revision_files import put_revision_folder
 from openmint.adapters.signing import SigningKey, keys_folder
 from openmint.adapters.store import Store
@@ -57,7 +58,8 @@ async def import_folder(
         scratch, folder = Path(temporary) / "foreign", Path(temporary) / "revision"
         scratch.mkdir()
         folder.mkdir()
-        signed = await export_foreign(source, facts, key, scratch, folder, limits)
+        async with Inspector() as inspector:
+            signed = await export_foreign(source, facts, key, inspector, scratch, folder, limits)
         async with catalog.connection() as connection:
             revision = await revisions.begin_import(
                 connection, SERVICE, policy.tenant, policy.name, base, source.name[:80], owner, LEASE_S

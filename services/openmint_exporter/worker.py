@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from openmint.adapters.inspection import Inspector
 from openmint.adapters.revision_files import put_revision_folder
 from openmint.adapters.signing import SigningKey
 from openmint.adapters.store import Store
@@ -54,6 +55,7 @@ class ExporterWorker:
         self._store = store
         self._key = key
         self._wake = wake
+        self._inspector = Inspector()
         self._stopping = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Revision] = {}
 
@@ -79,6 +81,7 @@ class ExporterWorker:
                 await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
         finally:
             await self._give_back()
+            await self._inspector.close()
 
     async def _claim_one(self) -> bool:
         if self._stopping.is_set():
@@ -126,7 +129,9 @@ class ExporterWorker:
                 lambda: self._store.fetch_to(checkpoint.key, file, max_bytes=checkpoint.checkpoint_bytes)
             )
             fetched = time.perf_counter()
-            signed = await export_checkpoint(file, checkpoint.sha256, base, self._settings.dtype, self._key, folder)
+            signed = await export_checkpoint(
+                file, checkpoint.sha256, base, self._settings.dtype, self._key, self._inspector, folder
+            )
             made = time.perf_counter()
             await held.persist(lambda: put_revision_folder(self._store, signed.digest, folder))
             stored = time.perf_counter()

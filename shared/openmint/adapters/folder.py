@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from pathlib import Path
 
 from openmint.adapters.escaping import shown
@@ -46,7 +46,7 @@ class AdapterFolder:
                 yield entry.name
 
     @contextlib.contextmanager
-    def open(self, name: str, max_bytes: int) -> Iterator[int]:
+    def open(self, name: str, max_bytes: int) -> Generator[int]:
         """A descriptor of one file. Raises: BadAdapter when it is absent, not a plain file, linked, or too large."""
         if name not in self.names:
             raise BadAdapter(f"{name} is missing", field=name)

@@ -78,7 +78,7 @@ def read_header_of(
     prefix = os.pread(descriptor, 8, 0)
     if len(prefix) < 8:
         raise refuse(f"{size} bytes are too few for a safetensors file")
-    length = cast(int, struct.unpack("<Q", prefix)[0])
+    length: int = struct.unpack("<Q", prefix)[0]
     if length > max_header_bytes:
         raise refuse(f"the header is {length} bytes long; the limit is {max_header_bytes}")
     if length < 2 or 8 + length > size:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.exceptions import BaseError, NotFoundError
+from obstore.exceptions import BaseError
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from openmint.adapters.escaping import shown
@@ -191,7 +191,7 @@ def _translated(what: str) -> Generator[None]:
     """Turn the back ends' errors into ours, keeping their cause."""
     try:
         yield
-    except (NotFoundError, FileNotFoundError) as error:
+    except FileNotFoundError as error:
         raise NotFound(f"{shown(what)} is not in the store") from error
     except (BaseError, OSError, TimeoutError) as error:
         raise StoreUnavailable(f"{shown(what)}: {type(error).__name__}: {str(error)[:300]}") from error

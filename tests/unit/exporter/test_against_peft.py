@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from openmint.adapters.inspection import Inspector
 from openmint.adapters.signing import SigningKey
 from openmint.bases import BaseFacts, read_base_folder
 from openmint_exporter.export import export_checkpoint
@@ -76,8 +77,9 @@ async def exported(lora: dict[str, torch.Tensor], base: BaseFacts, dtype: str, f
     save_file(tensors | moments, file, metadata={"openmint": json.dumps(meta)})
     await asyncio.to_thread((folder / "out").mkdir)
     key = SigningKey.load_or_create(folder / "keys")
-    signed = await export_checkpoint(file, hashlib.sha256(file.read_bytes()).digest(), base, dtype, key, folder / "out")
-    return signed.path
+    sha256 = hashlib.sha256(file.read_bytes()).digest()
+    async with Inspector() as inspector:
+        return (await export_checkpoint(file, sha256, base, dtype, key, inspector, folder / "out")).path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -130,5 +132,8 @@ async def test_what_stock_peft_saves_passes_the_checks(lora, base, base_folder, 
     (tmp_path / "out").mkdir()
     limits = AdapterLimits(accepted_base_names=(str(base_folder),))
     key = SigningKey.load_or_create(tmp_path / "keys")
-    signed = await export_foreign(tmp_path / "foreign", base, key, tmp_path / "scratch", tmp_path / "out", limits)
+    async with Inspector() as inspector:
+        signed = await export_foreign(
+            tmp_path / "foreign", base, key, inspector, tmp_path / "scratch", tmp_path / "out", limits
+        )
     assert signed.facts.targets == tuple(TARGETS) and signed.facts.rank == 4 and signed.facts.is_zero
