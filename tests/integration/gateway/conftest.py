@@ -4,6 +4,7 @@ answers load requests as scheduler and host would.
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 from collections import deque
@@ -18,10 +19,11 @@ from aiohttp import web
 from nats.aio.msg import Msg
 
 from openmint.bus.connection import Bus
-from openmint.catalog import Catalog, aliases, bases, keys, policies, revisions
+from openmint.bus.provision import provision
+from openmint.catalog import Catalog, aliases, bases, keys, revisions, tenants
 from openmint.catalog.rows import AliasMove, Revision
 from openmint.engines.protocol import REVISION_HEADER, TENANT_HEADER, VERDICT_HEADER
-from openmint.events import AdapterResident, Cause, EngineHeartbeat, LoadFailed, LoadRequested
+from openmint.events import AdapterResident, Cause, EngineHeartbeat, EngineLeft, LoadFailed, LoadRequested
 from openmint.identifiers import digest_from_hex
 from openmint.settings import CommonSettings
 from openmint_gateway.app import gateway_app, make_server
@@ -112,6 +114,11 @@ class ContractEngine:
             )
         )
         return adapter_name
+
+    async def leave(self, bus: Bus) -> None:
+        """Stop, as a host would tell it."""
+        await self.stop()
+        await bus.publish_soft(EngineLeft(base=self.base, engine=self.name, boot_id=self.boot_id, reason="test"))
 
     async def list_residents(self, _: web.Request) -> web.Response:
         residents = [
@@ -220,7 +227,9 @@ class World:
 
     catalog: Catalog
     bus: Bus
+    settings: GatewaySettings
     url: str = ""
+    tenant: str = "acme"
     engines: list[ContractEngine] = field(default_factory=list)
     load_delay_s: float = 0.0
     load_failure: Cause | None = None
@@ -229,21 +238,28 @@ class World:
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
+    def model(self) -> str:
+        """The policy that tests ask."""
+        return f"{self.tenant}/support"
+
+    @property
     def engine(self) -> ContractEngine:
         return self.engines[0]
 
-    async def key(self, tenant: str = "acme", scopes: str = "train read infer promote admin") -> str:
+    async def key(self, tenant: str = "", scopes: str = "train read infer promote admin") -> str:
         async with self.catalog.transaction() as conn:
-            text, _ = await keys.create_key(conn, tenant, scopes.split(), pepper=PEPPER.encode())
+            text, _ = await keys.create_key(conn, tenant or self.tenant, scopes.split(), pepper=PEPPER.encode())
         return text
 
-    async def http(self, tenant: str = "acme", scopes: str = "train read infer promote admin") -> httpx.AsyncClient:
+    async def http(self, tenant: str = "", scopes: str = "train read infer promote admin") -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {await self.key(tenant, scopes)}"}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, trust_env=False)
 
-    async def revision(self, policy: str = "support", tenant: str = "acme", *, passed: bool = True) -> Revision:
+    async def revision(self, policy: str = "support", tenant: str = "", *, passed: bool = True) -> Revision:
         """A revision with its verdict."""
+        tenant = tenant or self.tenant
         async with self.catalog.connection() as conn:
+            await tenants.ensure_tenant(conn, tenant)
             revision = await revisions.begin_import(conn, "exporter", tenant, policy, BASE, "test", "me", 60)
             digest = digest_from_hex(uuid4().hex * 2)
             await revisions.commit_export(conn, revision.revision_id, revision.fence, digest, {"rank": 8}, 1000, 1.0)
@@ -264,13 +280,13 @@ class World:
                 reason="",
             )
 
-    async def served(self, policy: str = "support", tenant: str = "acme") -> Revision:
+    async def served(self, policy: str = "support", tenant: str = "") -> Revision:
         """A revision in production."""
         revision = await self.revision(policy, tenant)
         await self.promote(revision)
         return revision
 
-    async def resident(self, policy: str = "support", tenant: str = "acme") -> Revision:
+    async def resident(self, policy: str = "support", tenant: str = "") -> Revision:
         """A revision in production that the first engine holds."""
         revision = await self.served(policy, tenant)
         assert revision.digest is not None
@@ -313,34 +329,41 @@ class World:
             await asyncio.sleep(0.2)
 
 
-@pytest.fixture
-def gateway_settings(settings: CommonSettings) -> GatewaySettings:
-    return GatewaySettings(
-        **settings.model_dump(),
+@pytest.fixture(scope="module")
+async def running_world(
+    nats_settings: CommonSettings,
+    postgres_dsn: str,
+    provisioned_bus: Bus,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> AsyncIterator[World]:
+    """A running gateway with one engine. One for the tests of a file: each takes a tenant of its own."""
+    folder = tmp_path_factory.mktemp("gateway")
+    settings = GatewaySettings(
+        **nats_settings.model_dump(exclude={"postgres_dsn", "state_dir", "store_url"}),
+        postgres_dsn=postgres_dsn,
+        state_dir=folder,
+        store_url=(folder / "store").as_uri(),
         key_pepper=PEPPER,
         engine_key=KEY,
+        engine_read_key="read-key",
         status_hold_s=0.3,
         comment_every_s=0.2,
-        wait_deadline_s=5.0,
+        wait_deadline_s=3.0,
         waiting_per_tenant=4,
         open_jobs_per_tenant=5,
         max_rank=64,
     )
-
-
-@pytest.fixture
-async def world(gateway_settings: GatewaySettings, catalog: Catalog, bus: Bus) -> AsyncIterator[World]:
-    """A running gateway with one engine that holds nothing yet."""
-    made = World(catalog, bus)
+    await provision(provisioned_bus)
+    await provisioned_bus.js.purge_stream("JOBS")
+    catalog = await Catalog.open(postgres_dsn)
+    made = World(catalog, provisioned_bus, settings)
     async with catalog.transaction() as conn:
         modules = {"model.layers.0.q_proj": (16, 16), "model.layers.0.v_proj": (16, 16)}
         await bases.register_base(conn, BASE, BASE_DIGEST, "/bases/tiny", modules, {})
-        for tenant in ("acme", "other"):
-            await policies.ensure_policy(conn, tenant, "support", BASE)
     made.engines.append(await ContractEngine("engine-1").start())
-    subscription = await bus.nc.subscribe(f"{LoadRequested.event_type()}.>", cb=made.on_load)
+    subscription = await provisioned_bus.nc.subscribe(f"{LoadRequested.event_type()}.>", cb=made.on_load)
     beating = asyncio.create_task(made.beat())
-    async with gateway_app(gateway_settings) as app:
+    async with gateway_app(settings) as app:
         with socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
             server = make_server(app)
             server.config.timeout_graceful_shutdown = 1
@@ -357,6 +380,33 @@ async def world(gateway_settings: GatewaySettings, catalog: Catalog, bus: Bus) -
             await task
     for engine in made.engines:
         await engine.stop()
+    await catalog.close()
+
+
+_tenants = itertools.count(1)
+
+
+@pytest.fixture
+async def world(running_world: World) -> AsyncIterator[World]:
+    """The gateway's surroundings as new: a new tenant, a first engine that holds nothing and behaves."""
+    running_world.tenant = f"acme-{next(_tenants)}"
+    running_world.loads.clear()
+    yield running_world
+    for extra in running_world.engines[1:]:
+        running_world.engines.remove(extra)
+        await extra.leave(running_world.bus)
+    running_world.load_delay_s, running_world.load_failure, running_world.answers_loads = 0.0, None, True
+    fresh = ContractEngine("engine-1")
+    for name in ("verdicts", "told_revision", "dies_after_tokens", "token_delay_s", "tokens", "is_full", "refusal"):
+        setattr(running_world.engine, name, getattr(fresh, name))
+    running_world.engine.seen.clear()
+
+
+@pytest.fixture
+async def http(world: World) -> AsyncIterator[httpx.AsyncClient]:
+    """Bare HTTP with a key of the test's tenant that may do everything."""
+    async with await world.http() as client:
+        yield client
 
 
 async def _until_ready(world: World) -> None:
