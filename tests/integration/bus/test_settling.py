@@ -6,20 +6,17 @@ import time
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
-import pytest
 from faststream.nats import NatsBroker
 
-from openmint.bus.broker import command_subscriber, fact_subscriber, make_broker
+from openmint.bus.broker import fact_subscriber, make_broker
 from openmint.bus.connection import Bus
-from openmint.bus.dead_letters import DeadLetter, list_dead, replay_dead, show_dead
-from openmint.bus.messages import RawMessage, Received
+from openmint.bus.dead_letters import DeadLetter, list_dead, replay_dead
 from openmint.bus.streams import MAX_TRIES, ConsumerPlan
-from openmint.errors import BadRequest, CallerMistake, CatalogUnavailable, Fenced, NotFound, Overloaded
-from openmint.events import CheckpointSaved, TrainRequested
+from openmint.errors import BadRequest, CatalogUnavailable, Fenced, Overloaded
+from openmint.events import CheckpointSaved
 from openmint.settings import CommonSettings
 
 MakeConsumer = Callable[..., Awaitable[ConsumerPlan]]
-GOOD = b'{"policy": "reviews", "base": "smollm2-135m", "dataset": {"rows": [{"prompt": "a", "completion": "b"}]}}'
 
 
 def a_checkpoint(step: int = 10, tenant: str = "acme") -> CheckpointSaved:
@@ -92,103 +89,6 @@ async def test_same_fact_published_twice_is_handled_once(
     await bus.publish_fact(a_checkpoint(step=2))
     await until(lambda: 2 in seen)
     assert seen == [1, 2]
-
-
-@pytest.mark.parametrize(
-    ("body", "detail", "field"),
-    [
-        (b"", "empty", None),
-        (b"\xff\xfe", "not JSON", None),
-        (b'{"policy": NaN}', "not JSON", None),
-        (b'{"policy": "a", "policy": "b"}', "'policy' occurs twice", None),
-        (b"[1]", "a JSON array", None),
-        (b'{"a":' * 70 + b"1" + b"}" * 70, "nested more than 64 deep", None),
-        (GOOD[:-1] + b', "learning_rat": 1}', "unknown field 'learning_rat'", None),
-        (GOOD[:-1] + b', "adapter": {"rank": 0}}', "greater than or equal to 1", "adapter.rank"),
-        (GOOD[:-1] + b', "adapter": {"rank": 100000}}', "less than or equal to 256", "adapter.rank"),
-        (GOOD[:-1] + b', "tenant": "rival"}', "says tenant 'rival', the subject says 'acme'", "tenant"),
-    ],
-)
-async def test_unreadable_request_is_refused_to_its_author_and_kept_as_a_dead_letter(
-    bus: Bus, broker: NatsBroker, body: bytes, detail: str, field: str | None
-) -> None:
-    refused: list[tuple[RawMessage, CallerMistake]] = []
-
-    async def refuse(raw: RawMessage, mistake: CallerMistake) -> None:
-        refused.append((raw, mistake))
-
-    @command_subscriber(broker, "gateway", TrainRequested, refuse=refuse)
-    async def on_train_requested(received: Received[TrainRequested]) -> None:
-        raise AssertionError("must not be called")
-
-    await broker.start()
-    await bus.nc.publish("openmint.train.requested.v1.acme.job-1", body)
-    letter = await a_dead_letter(bus)
-    assert detail in letter.detail
-    assert letter.field == field
-    assert letter.error_code == "bad_event"
-    assert (letter.subject, letter.data, letter.consumer) == (
-        "openmint.train.requested.v1.acme.job-1",
-        body,
-        "gateway-intake",
-    )
-    (raw, mistake) = refused[0]
-    assert (raw.tenant, raw.token, raw.event_id) == ("acme", "job-1", f"JOBS-{letter.stream_seq}")
-    assert detail in mistake.detail
-    await until(lambda: _is_empty(bus, "JOBS"))
-
-
-async def _is_empty(bus: Bus, stream: str) -> bool:
-    return (await bus.js.stream_info(stream)).state.messages == 0
-
-
-async def test_subject_with_a_malformed_token_is_dead_and_nobody_is_answered(bus: Bus, broker: NatsBroker) -> None:
-    refused: list[RawMessage] = []
-
-    async def refuse(raw: RawMessage, mistake: CallerMistake) -> None:
-        refused.append(raw)
-
-    @command_subscriber(broker, "gateway", TrainRequested, refuse=refuse)
-    async def on_train_requested(received: Received[TrainRequested]) -> None:
-        raise AssertionError("must not be called")
-
-    await broker.start()
-    await bus.nc.publish("openmint.train.requested.v1.acme.JOB", GOOD)
-    assert "last token of the subject" in (await a_dead_letter(bus)).detail
-    await bus.nc.publish("openmint.train.requested.v1.acme.a.b", GOOD)
-    await until(lambda: _is_empty(bus, "JOBS"))
-    assert refused == []
-
-
-async def test_request_that_the_handler_refuses_is_answered_and_done_with(bus: Bus, broker: NatsBroker) -> None:
-    refused: list[str] = []
-
-    async def refuse(raw: RawMessage, mistake: CallerMistake) -> None:
-        refused.append(mistake.detail)
-
-    @command_subscriber(broker, "gateway", TrainRequested, refuse=refuse)
-    async def on_train_requested(received: Received[TrainRequested]) -> None:
-        raise NotFound("there is no base model 'smollm2-135m'", field="base")
-
-    await broker.start()
-    await bus.nc.publish("openmint.train.requested.v1.acme.job-1", GOOD)
-    await until(lambda: bool(refused))
-    await until(lambda: _is_empty(bus, "JOBS"))
-    assert await list_dead(bus) == []
-
-
-async def test_bare_body_is_a_command_and_its_id_is_stream_and_sequence(bus: Bus, broker: NatsBroker) -> None:
-    seen: list[Received[TrainRequested]] = []
-
-    @command_subscriber(broker, "gateway", TrainRequested)
-    async def on_train_requested(received: Received[TrainRequested]) -> None:
-        seen.append(received)
-
-    await broker.start()
-    await bus.nc.publish("openmint.train.requested.v1.acme.job-1", GOOD)
-    await until(lambda: bool(seen))
-    assert seen[0].event_id == f"JOBS-{seen[0].raw.seq}"
-    assert (seen[0].tenant, seen[0].event.policy) == ("acme", "reviews")
 
 
 async def test_failure_that_may_pass_is_retried_after_a_rest(
@@ -371,23 +271,6 @@ async def test_unacked_message_of_a_dead_process_comes_again(
     assert seen == [fact]
 
 
-async def test_mended_dead_letter_is_handled_under_its_old_id(bus: Bus, broker: NatsBroker) -> None:
-    seen: list[Received[TrainRequested]] = []
-
-    @command_subscriber(broker, "gateway", TrainRequested)
-    async def on_train_requested(received: Received[TrainRequested]) -> None:
-        seen.append(received)
-
-    await broker.start()
-    await bus.nc.publish("openmint.train.requested.v1.acme.job-1", GOOD[:-1] + b', "recip": "sft"}')
-    letter = await a_dead_letter(bus)
-    assert (await show_dead(bus, letter.seq)) == letter
-    await replay_dead(bus, letter.seq, body=GOOD)
-    await until(lambda: bool(seen))
-    assert (seen[0].event_id, seen[0].tenant, seen[0].event.recipe) == (letter.event_id, "acme", "sft")
-    await until(lambda: _is_empty(bus, "JOBS"))
-
-
 async def test_replay_is_taken_although_the_stream_knows_the_message(
     bus: Bus, broker: NatsBroker, a_consumer: MakeConsumer
 ) -> None:
@@ -407,8 +290,3 @@ async def test_replay_is_taken_although_the_stream_knows_the_message(
     await replay_dead(bus, letter.seq)
     await until(lambda: len(calls) == 2)
     assert calls[1] == fact
-
-
-async def test_dead_letter_that_is_not_there_is_not_found(bus: Bus) -> None:
-    with pytest.raises(NotFound, match="no dead letter 987654"):
-        await show_dead(bus, 987654)
