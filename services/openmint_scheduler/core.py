@@ -4,7 +4,7 @@ Deterministic and changed in place; no I/O, no clock, no randomness. A load goes
 attaching → resident; `pump`, which runs after every event, is what moves it on.
 """
 
-from openmint_scheduler.endings import fail, finish
+from openmint_scheduler.endings import cancel, fail
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.limits import Limits
 from openmint_scheduler.messages import (
@@ -16,6 +16,7 @@ from openmint_scheduler.messages import (
     EngineGone,
     EngineLooked,
     Incoming,
+    InterestReleased,
     InterestRenewed,
     LoadAsked,
     RemoveDone,
@@ -27,7 +28,7 @@ from openmint_scheduler.outcomes import settle
 from openmint_scheduler.progress import pump
 from openmint_scheduler.reports import ask_look, beat, looked, lose_engine
 from openmint_scheduler.state import SchedulerState
-from openmint_scheduler.wants import alias_turned, refresh, want
+from openmint_scheduler.wants import alias_turned, refresh, release, want
 
 
 class LoaderScheduler:
@@ -45,6 +46,8 @@ class LoaderScheduler:
         match event:
             case LoadAsked() | InterestRenewed():
                 want(state, event.wanted, event.load_class, event.waiter, event.deadline_s, now_s)
+            case InterestReleased():
+                release(state, event.key, event.waiter)
             case AliasTurned():
                 alias_turned(state, event, now_s)
             case EngineBeat():
@@ -97,8 +100,7 @@ def end_leases(state: SchedulerState, now_s: float) -> None:
             retry_after_s = state.pace(key.pool).retry_after_s(len(state.queue(key.pool)), state.limits)
             fail(state, load, "load_timeout", detail, retry_after_s)
         else:
-            state.note("load.cancelled", load.wanted, phase=load.phase)
-            finish(state, load)
+            cancel(state, load)
 
 
 def forget_wanted(state: SchedulerState, now_s: float) -> None:

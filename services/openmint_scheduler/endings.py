@@ -21,7 +21,7 @@ def arrived(state: SchedulerState, entry: EngineEntry, digest: str, now_s: float
 
 def refuse(state: SchedulerState, digest: str, detail: str, now_s: float) -> None:
     """No engine may load this, ever: all who wait are told."""
-    state.refusals.remember(digest, detail, now_s)
+    state.refusals.remember(digest, "bad_adapter", detail, now_s)
     for load in [load for key, load in state.loads.items() if key.digest == digest]:
         fail(state, load, "bad_adapter", detail, None)
 
@@ -44,13 +44,19 @@ def try_again(
         load.avoid.add(avoid)
     if load.tries >= state.limits.max_tries:
         detail = f"{load.wanted.label} could not be loaded after {load.tries} tries; the last: {trouble}"
-        fail(state, load, "load_failed", detail, state.limits.min_retry_after_s)
+        retry_after_s = state.limits.min_retry_after_s
+        if load.is_suspect:
+            retry_after_s = state.limits.refusal_memory_s
+            state.refusals.remember(load.wanted.key.digest, "load_failed", detail, now_s)
+        fail(state, load, "load_failed", detail, retry_after_s)
         return
     if not state.interest.is_held(load.wanted.key):
         finish(state, load)
         return
     load.phase, load.since_s = "waiting", now_s
-    load.not_before_s = now_s + (state.limits.retry_delay_s if delay_s is None else delay_s)
+    load.returns += 1
+    backoff_s = state.limits.retry_delay_s * 2 ** (min(load.returns, 10) - 1)
+    load.not_before_s = now_s + (min(backoff_s, state.limits.max_retry_delay_s) if delay_s is None else delay_s)
     state.note("load.returned", load.wanted, trouble=trouble, tries=load.tries)
     if load.not_before_s > now_s:
         state.resting[load.wanted.key] = load
@@ -62,6 +68,12 @@ def fail(state: SchedulerState, load: Load, code: str, detail: str, retry_after_
     """Tell all who wait that the load will not be, and forget them."""
     state.out.append(AnswerFailed(load.wanted, code, detail, retry_after_s))
     state.interest.drop(load.wanted.key)
+    finish(state, load)
+
+
+def cancel(state: SchedulerState, load: Load) -> None:
+    """End a load that nobody waits for, silently."""
+    state.note("load.cancelled", load.wanted, phase=load.phase)
     finish(state, load)
 
 

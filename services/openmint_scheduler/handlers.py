@@ -2,11 +2,12 @@
 
 from openmint.errors import BadEvent
 from openmint.events import AliasMoved, AliasTarget, EngineHeartbeat, EngineLeft, LoadRequested
-from openmint.events.serving import SERVE_POOL
+from openmint.events.serving import RELEASE_DEADLINE_S, SERVE_POOL
 from openmint_scheduler.messages import (
     AliasTurned,
     EngineBeat,
     EngineGone,
+    InterestReleased,
     InterestRenewed,
     LoadAsked,
     LoadKey,
@@ -22,11 +23,16 @@ def load_asked(request: LoadRequested, now_s: float, age_s: float = 0.0) -> Load
     return LoadAsked(_wanted(request), request.load_class, request.waiter, now_s + left_s)
 
 
-def interest_renewed(request: LoadRequested, subject: str, now_s: float) -> InterestRenewed:
-    """A renewal. Raises: BadEvent when the body is not what its subject says."""
+def interest_told(request: LoadRequested, subject: str, now_s: float) -> InterestRenewed | InterestReleased:
+    """A renewal, or with a deadline of at most RELEASE_DEADLINE_S the end of the interest.
+
+    Raises: BadEvent when the body is not what its subject says.
+    """
     *_, base, tenant, _revision = subject.split(".")
     if (base, tenant) != (request.base, request.tenant):
         raise BadEvent(f"the body says {request.base}, {request.tenant}; its subject {subject[:200]} says otherwise")
+    if request.deadline_s <= RELEASE_DEADLINE_S:
+        return InterestReleased(LoadKey(request.pool, request.digest), request.waiter)
     return InterestRenewed(_wanted(request), request.load_class, request.waiter, now_s + request.deadline_s)
 
 

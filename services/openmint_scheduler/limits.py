@@ -49,11 +49,17 @@ class Limits:
     look_s: float = 5.0
     """The oldest look at an engine that decisions rest on when its heartbeats tell nothing new."""
 
+    fresh_look_s: float = 0.5
+    """Nothing is evicted on the word of an older look: what was idle then may be in use now."""
+
     look_timeout_s: float = 4.0
     """A look that got no answer for so long is asked again."""
 
     retry_delay_s: float = 0.25
-    """Before a load that failed on one engine is tried again."""
+    """Before a load that came back is tried again; doubled each time."""
+
+    max_retry_delay_s: float = 4.0
+    """The longest of these rests: a deadline has room for several."""
 
     remove_timeout_s: float = 5.0
     """How long an engine waits for the last request on an adapter that is being removed."""

@@ -17,7 +17,9 @@ Phase = Literal["waiting", "staging", "staged", "attaching"]
 
 @dataclass(slots=True)
 class Load:
-    """One load on its way. `engine` is set from `staging` on; `tries` counts the engines that failed it."""
+    """One load on its way. `engine` is set from `staging` on; `tries` counts what engines did wrong with it,
+    `returns` how often it came back for whatever reason; a suspect was in a batch that an engine
+    did not survive, and is attached alone from then on."""
 
     wanted: Wanted
     load_class: LoadClass
@@ -29,6 +31,8 @@ class Load:
     since_s: float = 0.0
     not_before_s: float = 0.0
     tries: int = 0
+    returns: int = 0
+    is_suspect: bool = False
     avoid: set[str] = field(default_factory=set[str])
     trouble: str = ""
 

@@ -53,6 +53,14 @@ class InterestRenewed:
 
 
 @dataclass(frozen=True, slots=True)
+class InterestReleased:
+    """A waiter has what it waited for, or gave up: its lease need not run out."""
+
+    key: LoadKey
+    waiter: str
+
+
+@dataclass(frozen=True, slots=True)
 class AliasTurned:
     """An alias that is prefetched for points to `targets` now; `previous` stays warm for a while."""
 
@@ -145,7 +153,7 @@ class Tick:
 
 
 Incoming = (
-    LoadAsked | InterestRenewed | AliasTurned | EngineBeat | EngineLooked | EngineGone
+    LoadAsked | InterestRenewed | InterestReleased | AliasTurned | EngineBeat | EngineLooked | EngineGone
     | StageDone | AttachDone | RemoveDone | CommandFailed | Tick
 )  # fmt: skip
 

@@ -14,7 +14,7 @@ from openmint_scheduler.messages import (
     Stage,
     StageDone,
 )
-from openmint_scheduler.reports import ask_look, restore
+from openmint_scheduler.reports import DEATH_TRIES, ask_look, restore
 from openmint_scheduler.state import InFlight, SchedulerState
 
 
@@ -67,9 +67,10 @@ def attached(
             if result.error_code == "not_staged":
                 entry.staged.pop(digest, None)
             detail = f"{entry.engine}: {result.error or result.error_code}"
-            # A full engine told us that our look at it is out of date; that is not the adapter's fault.
-            is_fault = result.error_code == "refused"
-            try_again(state, load, detail, now_s, tries=1, avoid=entry.engine if is_fault else "")
+            # A full engine only told us that our look at it is out of date.
+            tries = 0 if result.error_code == "full" else 1
+            avoid = entry.engine if result.error_code == "refused" else ""
+            try_again(state, load, detail, now_s, tries=tries, avoid=avoid)
             ask_look(state, entry, now_s)
 
 
@@ -97,14 +98,16 @@ def command_failed(
             if failed.code == "bad_adapter":
                 refuse(state, sent.digest, failed.detail, now_s)
             elif load is not None:
-                avoid = "" if failed.code == "store_unavailable" else entry.engine
-                try_again(state, load, detail, now_s, tries=1, avoid=avoid)
+                # A store that is away is nobody's fault: the deadline alone ends this.
+                tries, avoid = (0, "") if failed.code == "store_unavailable" else (1, entry.engine)
+                try_again(state, load, detail, now_s, tries=tries, avoid=avoid)
         case Attach():
             entry.attaching = ()
             for request in sent.requests:
                 load = state.assigned_load(entry, request.digest)
                 if load is not None:
-                    try_again(state, load, detail, now_s, tries=1, avoid=entry.engine)
+                    load.is_suspect = True
+                    try_again(state, load, detail, now_s, tries=DEATH_TRIES, avoid=entry.engine)
         case Remove():
             entry.removing.pop(sent.digest, None)
             if sent.digest in entry.residents:

@@ -5,6 +5,7 @@ from openmint_scheduler.endings import try_again
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.load_queue import Load, LoadQueue
 from openmint_scheduler.messages import CLASS_RANKS, Attach, Remove, Stage
+from openmint_scheduler.reports import ask_look
 from openmint_scheduler.state import SchedulerState
 
 MAX_MISSES = 64
@@ -24,6 +25,9 @@ def pump(state: SchedulerState, now_s: float) -> None:
 def place_waiting(state: SchedulerState, pool: str, queue: LoadQueue, now_s: float) -> None:
     engines = [entry for entry in state.ledger.in_pool(pool) if entry.is_usable]
     open_engines = [entry for entry in engines if state.room.has_room(entry, now_s)]
+    for entry in engines:
+        if entry not in open_engines and is_look_old(state, entry, now_s):
+            ask_look(state, entry, now_s)  # What was in use at the last look may be idle by now.
     missed: list[Load] = []
     while open_engines and len(missed) < MAX_MISSES:
         load = queue.pop()
@@ -82,7 +86,8 @@ def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
         return
     fits = min(max(0, entry.capacity - entry.occupied), state.limits.max_attach_batch)
     if not entry.attaching and fits:
-        batch, ready = ready[:fits], ready[fits:]
+        batch = next_batch(ready, fits)
+        ready = [load for load in ready if load not in batch]
         for load in batch:
             load.phase, load.since_s = "attaching", now_s
             entry.staged[load.wanted.key.digest].used_s = now_s
@@ -90,10 +95,30 @@ def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
         requests = tuple(AttachRequest(load.wanted.key.digest, load.wanted.label) for load in batch)
         state.send(Attach(entry.engine, entry.boot_id, state.next_command(), requests))
     shortage = entry.occupied + len(ready) - len(entry.removing) - entry.capacity
-    for digest in state.room.victims(entry, shortage, now_s):
-        entry.removing[digest] = state.next_command()
-        name, timeout_s = entry.residents[digest].adapter_name, state.limits.remove_timeout_s
-        state.send(Remove(entry.engine, entry.boot_id, entry.removing[digest], digest, name, timeout_s))
+    if shortage > 0 and is_look_old(state, entry, now_s):
+        ask_look(state, entry, now_s)
+    elif shortage > 0:
+        make_room(state, entry, shortage, now_s)
     if entry.occupied >= entry.capacity and not entry.removing and not entry.attaching:
         for load in [load for load in ready if now_s - load.since_s > state.limits.stuck_s]:
             try_again(state, load, f"no room on {entry.engine}", now_s, tries=0)
+
+
+def next_batch(ready: list[Load], fits: int) -> list[Load]:
+    """As many as fit; but a suspect goes alone, so that what it does is not blamed on others."""
+    if ready[0].is_suspect:
+        return ready[:1]
+    return [load for load in ready if not load.is_suspect][:fits]
+
+
+def is_look_old(state: SchedulerState, entry: EngineEntry, now_s: float) -> bool:
+    """True when nothing may be evicted on what was last seen."""
+    return entry.looked_s is None or now_s - entry.looked_s > state.limits.fresh_look_s
+
+
+def make_room(state: SchedulerState, entry: EngineEntry, places: int, now_s: float) -> None:
+    """Have up to so many residents removed."""
+    for digest in state.room.victims(entry, places, now_s):
+        entry.removing[digest] = state.next_command()
+        name, timeout_s = entry.residents[digest].adapter_name, state.limits.remove_timeout_s
+        state.send(Remove(entry.engine, entry.boot_id, entry.removing[digest], digest, name, timeout_s))

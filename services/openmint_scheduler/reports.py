@@ -76,6 +76,7 @@ def orphan(state: SchedulerState, entry: EngineEntry, reason: str, now_s: float,
         load = state.loads[key]
         if load.phase == "attaching" and not is_dead:
             continue
+        load.is_suspect = load.is_suspect or load.phase == "attaching"
         tries = DEATH_TRIES if load.phase == "attaching" else 0
         try_again(state, load, f"{entry.engine} {reason}", now_s, tries=tries, delay_s=0.0)
 

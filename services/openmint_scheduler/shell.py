@@ -179,7 +179,7 @@ class BaseShell:
         async def on_interest(message: Msg) -> None:
             try:
                 request = LoadRequested.model_validate_json(message.data)
-                event = handlers.interest_renewed(request, message.subject, self._clock.monotonic_s())
+                event = handlers.interest_told(request, message.subject, self._clock.monotonic_s())
             except (ValidationError, CallerMistake) as error:
                 log.warning("load.unreadable", subject=message.subject, detail=str(error)[:300])
                 return

@@ -1,9 +1,9 @@
 """What is wanted: requests, renewals, and alias moves that are loaded for before anybody asks."""
 
 from openmint.events.serving import LoadClass
-from openmint_scheduler.endings import fail
+from openmint_scheduler.endings import cancel, fail
 from openmint_scheduler.load_queue import Load
-from openmint_scheduler.messages import AliasTurned, AnswerFailed, Wanted
+from openmint_scheduler.messages import AliasTurned, AnswerFailed, LoadKey, Wanted
 from openmint_scheduler.state import PREFETCHER, SchedulerState
 
 
@@ -14,7 +14,8 @@ def want(
     key = wanted.key
     refusal = state.refusals.find(key.digest, now_s)
     if refusal is not None:
-        state.out.append(AnswerFailed(wanted, "bad_adapter", refusal, None))
+        retry_after_s = None if refusal.code == "bad_adapter" else refusal.ends_s - now_s
+        state.out.append(AnswerFailed(wanted, refusal.code, refusal.detail, retry_after_s))
         return
     patience_s = state.limits.prefetch_patience_s if waiter == PREFETCHER else 0.0
     is_new = state.interest.renew(key, waiter, load_class, deadline_s, now_s, lapse_s=patience_s)
@@ -30,6 +31,17 @@ def want(
     if is_new:
         state.note("load.coalesced", wanted, waiters=state.interest.waiters(key))
     refresh(state, load, now_s)
+
+
+def release(state: SchedulerState, key: LoadKey, waiter: str) -> None:
+    """A waiter is done; the load goes on only for others, or when an engine is already attaching it."""
+    state.interest.release(key, waiter)
+    load = state.loads.get(key)
+    if load is None or load.phase == "attaching":
+        return
+    if state.interest.is_held(key):
+        return
+    cancel(state, load)
 
 
 def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:

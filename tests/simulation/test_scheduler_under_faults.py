@@ -19,6 +19,7 @@ from openmint_scheduler.limits import Limits
 from openmint_scheduler.messages import (
     AliasTurned,
     AnswerFailed,
+    InterestReleased,
     InterestRenewed,
     LoadAsked,
     LoadKey,
@@ -133,6 +134,8 @@ class Night:
                     renewed_s = now_s
                     self.conductor.tell(InterestRenewed(wanted, load_class, who, ends_s))
                 await asyncio.sleep(0.05)
+        if self.random.random() < 0.8:
+            self.conductor.tell(InterestReleased(wanted.key, who))
         assert self.clock.monotonic_s() <= ends_s + LATE_S, "answered long after its deadline"
         assert (outcome == "bad_adapter") <= (name in self.bad)
         self.outcomes[(self.is_quiet, outcome)] += 1

@@ -6,8 +6,8 @@ the residency view's, or `load.failed`.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -30,7 +30,7 @@ from openmint.errors import (
 )
 from openmint.events import LoadFailed as LoadFailedFact
 from openmint.events import LoadRequested
-from openmint.events.serving import SERVE_POOL, LoadClass
+from openmint.events.serving import RELEASE_DEADLINE_S, SERVE_POOL, LoadClass
 from openmint.identifiers import new_id
 
 log = structlog.get_logger()
@@ -45,7 +45,6 @@ REPUBLISH_EVERY_S = 10.0
 """A renewal is a request to a leader that has none; the command itself is published again this often, should the bus
 have lost it together with every renewal."""
 
-MIN_DEADLINE_S = 0.05
 MAX_DEADLINE_S = 3600.0
 """A lease has no end of its own: an hour from each renewal."""
 
@@ -88,6 +87,7 @@ class LoadWaiter:
         self._waits: dict[tuple[str, str, str], _SharedWait] = {}
         self._subscription: Subscription | None = None
         self._tickets = 0
+        self._releases: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Listen to failures."""
@@ -118,7 +118,7 @@ class LoadWaiter:
                 what = f"{order.tenant}/{order.policy} ({order.digest[:19]}…)"
                 raise LoadTimeout(f"{what} was not resident within {deadline_s:.1f} s", retry_after_s=2.0) from error
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def lease(self, order: LoadOrder, deadline_s: float) -> AsyncGenerator[Placement]:
         """A placement that is kept for as long as the block lasts: the scheduler does not evict what is leased.
 
@@ -128,7 +128,7 @@ class LoadWaiter:
         async with self._waiting(order, ends_s=None):
             yield placement
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _waiting(self, order: LoadOrder, ends_s: float | None) -> AsyncGenerator[_SharedWait]:
         """Count as one of those who wait; `ends_s` None for one who uses what he waited for."""
         key = (order.base, order.pool, order.digest)
@@ -154,6 +154,7 @@ class LoadWaiter:
                 del self._waits[key]
                 if present.renewal is not None:
                     present.renewal.cancel()
+                self._release(present)
 
     async def _renew(self, key: tuple[str, str, str], wait: _SharedWait) -> None:
         """Publish the request, then renew the interest, until nobody waits (then this task is cancelled)."""
@@ -186,6 +187,18 @@ class LoadWaiter:
         finally:
             arrival.cancel()
 
+    def _release(self, wait: _SharedWait) -> None:
+        """Say that nobody waits any more; if that is lost, the lease runs out by itself."""
+        request = self._request(wait, self._clock.monotonic_s())
+
+        async def tell() -> None:
+            with contextlib.suppress(OpenmintError, ConnectionError, TimeoutError):
+                await self._bus.publish_core(request.interest_subject(), request)
+
+        task = asyncio.create_task(tell())
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
     def _request(self, wait: _SharedWait, now_s: float) -> LoadRequested:
         order = wait.order
         classes = {load_class for load_class, _ in wait.waiting.values()} or {order.load_class}
@@ -201,7 +214,7 @@ class LoadWaiter:
             adapter_bytes=order.adapter_bytes,
             load_class=next(load_class for load_class in _CLASS_ORDER if load_class in classes),
             waiter=f"{self._name}-{order.pool}-{order.digest[7:23]}",
-            deadline_s=min(MAX_DEADLINE_S, max(MIN_DEADLINE_S, latest_s - now_s)),
+            deadline_s=min(MAX_DEADLINE_S, max(RELEASE_DEADLINE_S, latest_s - now_s)),
         )
 
     async def _on_failed_message(self, message: Msg) -> None:

@@ -270,7 +270,7 @@ class SimulatedEngine:
             if adapter.in_flight:
                 adapter.is_draining = False
                 return False
-            del self.adapters[adapter.digest]
+            self.adapters.pop(adapter.digest, None)
             self._list_version += 1
             await self._tell(AdapterGone(**self._residency_fields(adapter)))
             return True

@@ -113,7 +113,7 @@ class Bench:
                 box.last_command,
                 0,
                 0,
-            )  # fmt: skip
+            )
         )
 
     def state(self, name: str) -> EngineState:

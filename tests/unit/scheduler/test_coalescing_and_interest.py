@@ -1,4 +1,4 @@
-from openmint_scheduler.messages import Attach, Noted, Remove, Stage
+from openmint_scheduler.messages import Attach, InterestReleased, LoadKey, Noted, Remove, Stage
 
 
 def test_two_hundred_requests_for_one_missing_policy_are_one_stage_and_one_attach(bench):
@@ -89,3 +89,23 @@ def test_a_request_for_a_resident_revision_only_takes_a_lease(bench):
     bench.ask(2)
     bench.settle()
     assert len(bench.sent(Remove)) == 1
+
+
+def test_a_released_lease_makes_room_at_once(bench, digest_of):
+    bench.engine("e1", capacity=1)
+    bench.ask(1)
+    bench.settle()
+    bench.feed(InterestReleased(LoadKey("serve", digest_of(1)), "g1"))
+    bench.ask(2)
+    bench.settle()
+    assert bench.is_resident(2) and not bench.is_resident(1)
+
+
+def test_a_load_that_its_last_waiter_released_is_cancelled_and_one_of_two_is_not(bench, digest_of):
+    bench.ask(1)
+    bench.ask(1, waiter="g2")
+    bench.feed(InterestReleased(LoadKey("serve", digest_of(1)), "g1"))
+    assert bench.core.state.loads
+    bench.feed(InterestReleased(LoadKey("serve", digest_of(1)), "g2"))
+    assert not bench.core.state.loads
+    assert bench.answers() == []

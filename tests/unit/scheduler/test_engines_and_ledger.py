@@ -320,3 +320,45 @@ def test_commands_go_on_from_the_number_that_engines_have_applied(bench):
     bench.ask(1)
     (stage,) = bench.take(Stage)
     assert stage.command > 5000
+
+
+def test_who_shared_a_batch_with_a_deadly_adapter_is_attached_alone_and_served(bench, digest_of):
+    for name in ("e1", "e2"):
+        bench.engine(name)
+        bench.boxes[name].staged |= {digest_of(number) for number in (1, 2, 3)}
+        bench.now_s += 1.0
+        bench.look(name)
+    bench.ask(9)  # Keeps the attach place of one engine until the others have gathered behind it.
+    for number in (1, 2, 3):
+        bench.ask(number, deadline_s=300.0)
+    for _ in range(40):
+        for number in (1, 2, 3):
+            bench.ask(number, renew=True, deadline_s=300.0)
+        while bench.todo:
+            command = bench.todo.pop(0)
+            if isinstance(command, Attach) and any(r.digest == digest_of(2) for r in command.requests):
+                box = bench.boxes[command.engine]
+                box.boot, box.residents = box.boot + 1, {}
+                bench.fail(command, "engine_failed", "it died")
+                bench.beat(box.name)
+                bench.look(box.name)
+            else:
+                bench.carry_out(command)
+        bench.wait(0.5)
+    assert {answer.wanted.key.digest for answer in bench.answers()} == {digest_of(2)}
+    assert bench.is_resident(1) and bench.is_resident(3)
+    assert sum(box.boot - 1 for box in bench.boxes.values()) == 2
+
+
+def test_a_store_that_stays_away_does_not_use_up_the_tries(bench):
+    bench.engine("e1")
+    bench.ask(1, deadline_s=60.0)
+    tries = 0
+    for _ in range(50):
+        for stage in bench.take(Stage):
+            tries += 1
+            bench.fail(stage, "store_unavailable", "the store does not answer")
+        bench.wait(0.5)
+        bench.ask(1, renew=True, deadline_s=30.0)
+    assert bench.answers() == []
+    assert 6 <= tries <= 12  # The rests between them grow.

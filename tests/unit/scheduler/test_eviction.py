@@ -138,6 +138,27 @@ def test_a_staged_load_without_room_goes_to_an_engine_that_has_some(bench, diges
     assert [entry.engine for entry in bench.core.state.ledger.serving("serve", digest_of(2))] == ["e2"]
 
 
+def test_nothing_is_evicted_on_the_word_of_an_old_look(bench, digest_of):
+    box = bench.engine("e1", capacity=1)
+    fill(bench, (1,))
+    let_leases_end(bench)
+    bench.settle()
+    bench.now_s += 2.0
+    name, _ = box.residents[digest_of(1)]
+    box.residents[digest_of(1)] = (name, 3)  # In use since the last look, and nobody told.
+    bench.ask(2)
+    for stage in bench.take(Stage):
+        bench.carry_out(stage)
+    assert bench.sent(Remove) == []
+    bench.settle()
+    assert bench.sent(Remove) == []
+    box.residents[digest_of(1)] = (name, 0)
+    bench.wait(1.0)
+    bench.settle()
+    assert len(bench.sent(Remove)) == 1
+    assert bench.is_resident(2)
+
+
 CANDIDATES = [
     Candidate("sha256:a", 5_000_000, demands_per_min=9.0, last_wanted_s=50.0, is_staged=True),
     Candidate("sha256:b", 5_000_000, demands_per_min=1.0, last_wanted_s=90.0, is_staged=True),
