@@ -8,6 +8,7 @@ import contextlib
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,6 @@ from openmint.errors import EngineFailed
 from openmint.identifiers import new_id
 from openmint_engine_host.launch import plan_launch
 from openmint_engine_host.layout import ModuleTable
-from openmint_engine_host.plugin import die_with_parent
 from openmint_engine_host.plugin.front_settings import FrontSettings
 from openmint_engine_host.plugin_client import PluginClient
 from openmint_engine_host.settings import EngineHostSettings
@@ -169,13 +169,16 @@ class Supervisor:
             self.log_file.replace(self.log_file.with_suffix(".log.1"))
         with self.log_file.open("wb") as output:
             return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "openmint_engine_host.child",
+                str(os.getpid()),
                 *arguments,
                 env=environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,  # a group of its own, which is killed as a whole
-                preexec_fn=die_with_parent,
             )
 
     async def _until_healthy(
