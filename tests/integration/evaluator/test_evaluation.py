@@ -210,6 +210,14 @@ async def test_without_fp32_engine_the_serving_check_alone_decides_and_says_so(w
     assert "no fp32 engine is set up" in render_text(report)
 
 
+async def test_one_fp32_engine_may_be_in_both_pools(world: World) -> None:
+    world.engines["serve"] = world.engines["gate-fp32"]
+    report = await world.run(make_subject(world))
+    assert report.passed, render_text(report)
+    world.engines["serve"].serve("r2", digest_of(2), world.folders[2], scale=0.5)
+    assert "half strength" in failing(await world.run(make_subject(world), gate=None))
+
+
 async def test_scores_of_production_and_base_are_taken_from_its_own_report(world: World) -> None:
     first = await world.run(make_subject(world, 1, production=None))
     world.reports["first"] = first
