@@ -188,6 +188,7 @@ async def complete_job(
             job_id=job.job_id,
             policy=job.policy,
             base=job.base,
+            causation_id=str(job.hint_event_id),
             steps=steps,
             tokens=tokens,
             final_loss=loss,
@@ -204,7 +205,14 @@ async def fail_job(conn: Connection, job_id: UUID, fence: int, cause: Cause, *, 
         JobState.FAILED,
         service=service,
         fence=fence,
-        fact=lambda job: JobFailed(tenant=job.tenant, job_id=job.job_id, policy=job.policy, base=job.base, cause=cause),
+        fact=lambda job: JobFailed(
+            tenant=job.tenant,
+            job_id=job.job_id,
+            policy=job.policy,
+            base=job.base,
+            causation_id=str(job.hint_event_id),
+            cause=cause,
+        ),
         changes={"cause": cause.model_dump_json()},
     )
 
@@ -326,7 +334,12 @@ async def _cancel(conn: Connection, job_id: UUID, fence: int, service: str) -> J
         service=service,
         fence=fence,
         fact=lambda job: JobCancelled(
-            tenant=job.tenant, job_id=job.job_id, policy=job.policy, base=job.base, cancelled_by=job.cancelled_by
+            tenant=job.tenant,
+            job_id=job.job_id,
+            policy=job.policy,
+            base=job.base,
+            causation_id=str(job.hint_event_id),
+            cancelled_by=job.cancelled_by,
         ),
     )
 

@@ -1,4 +1,7 @@
-"""Revisions: export, evaluation, verdict, quarantine and retirement. What a caller's name means: resolution.py."""
+"""Revisions: export, verdict, quarantine and retirement.
+
+Claims are made in revision_claims.py, names resolved in resolution.py; both are offered here too.
+"""
 
 from uuid import UUID
 
@@ -8,6 +11,15 @@ from openmint.catalog.database import Connection, value_of
 from openmint.catalog.evaluations import insert_evaluations
 from openmint.catalog.policies import MAX_PAGE, ensure_policy
 from openmint.catalog.resolution import Resolution, resolve
+from openmint.catalog.revision_claims import claim_evaluation, claim_export, heartbeat_revision, release_revision
+from openmint.catalog.revision_facts import (
+    artefact_of,
+    exported_fact,
+    failed_fact,
+    identity_of,
+    rejected_fact,
+    retired_fact,
+)
 from openmint.catalog.rows import (
     REVISION_COLUMNS,
     EvaluationDraft,
@@ -17,90 +29,18 @@ from openmint.catalog.rows import (
     dump_json,
     revision_from,
 )
-from openmint.catalog.transitions import MAX_TRIES, move_revision
-from openmint.errors import BadRequest, Conflict, Fenced, NotEligible, NotFound
+from openmint.catalog.transitions import move_revision
+from openmint.errors import BadRequest, Conflict, NotEligible, NotFound
 from openmint.events import (
     Cause,
     RevisionEligible,
     RevisionExported,
-    RevisionFailed,
     RevisionQuarantined,
     RevisionRejected,
-    RevisionRetired,
 )
 from openmint.identifiers import digest_bytes
 
-CANDIDATES_PER_TENANT = 8
-"""How many of a tenant's oldest due revisions one claim looks at; other claims may hold locks on the first of them."""
-
-MAX_CANDIDATES = 64
-
 _REVISIONS = "revisions r join policies p using (policy_id)"
-
-# "Not held" instead of "free or lapsed": that most of what is open is due is then also what the planner expects, and it
-# reads each tenant's oldest from the index instead of sorting everything that waits.
-_EXPORT_IS_DUE = (
-    "r.state in ('pending', 'exporting') and (r.state <> 'exporting'"
-    f" or (r.checkpoint_id is not null and r.lease_until < clock_timestamp() and r.tries < {MAX_TRIES}))"
-)
-_EVALUATION_IS_DUE = (
-    "r.state in ('exported', 'evaluating') and (r.state <> 'evaluating'"
-    f" or (r.lease_until < clock_timestamp() and r.tries < {MAX_TRIES}))"
-)
-
-
-async def claim_export(
-    conn: Connection,
-    owner: str,
-    lease_s: float,
-    revision_id: UUID | None = None,
-    *,
-    base: str | None = None,
-) -> Revision | None:
-    """Take a due export: that revision, or the one that fairness puts first; None when nothing is due.
-
-    First comes the tenant with the fewest exports under way per weight, then the oldest.
-    """
-    return await _claim(conn, RevisionState.EXPORTING, _EXPORT_IS_DUE, owner, lease_s, revision_id, base)
-
-
-async def claim_evaluation(
-    conn: Connection,
-    owner: str,
-    lease_s: float,
-    revision_id: UUID | None = None,
-    *,
-    base: str | None = None,
-) -> Revision | None:
-    """Take a due evaluation, as `claim_export` takes an export."""
-    return await _claim(conn, RevisionState.EVALUATING, _EVALUATION_IS_DUE, owner, lease_s, revision_id, base)
-
-
-async def heartbeat_revision(conn: Connection, revision_id: UUID, fence: int, lease_s: float) -> None:
-    """Hold the lease for another `lease_s` from now. Raises: Fenced."""
-    held = await conn.fetchval(
-        "update revisions set lease_until = clock_timestamp() + make_interval(secs => $3)"
-        " where revision_id = $1 and state in ('exporting', 'evaluating') and (fence = $2 or fencing_is_off())"
-        " returning true",
-        revision_id,
-        fence,
-        lease_s,
-    )
-    if not held:
-        raise Fenced(f"revision {revision_id} is no longer held under fence {fence}")
-
-
-async def release_revision(conn: Connection, revision_id: UUID, fence: int) -> None:
-    """Give an export or evaluation back on a graceful stop: claimable at once, no try used up. Raises: Fenced."""
-    released = await conn.fetchval(
-        "update revisions set lease_until = clock_timestamp() - interval '1 microsecond', owner = null,"
-        " fence = fence + 1, tries = greatest(tries - 1, 0), changed_at = clock_timestamp()"
-        " where revision_id = $1 and fence = $2 and state in ('exporting', 'evaluating') returning true",
-        revision_id,
-        fence,
-    )
-    if not released:
-        raise Fenced(f"revision {revision_id} is no longer held under fence {fence}")
 
 
 async def begin_import(
@@ -194,7 +134,7 @@ async def fail_export(
         RevisionState.FAILED,
         service=service,
         fence=fence,
-        fact=lambda revision: RevisionFailed(**_identity(revision), cause=cause),
+        fact=lambda revision: failed_fact(revision, cause),
         changes={"cause": cause.model_dump_json()},
     )
 
@@ -214,7 +154,13 @@ async def record_verdict(
 
     def fact(revision: Revision) -> RevisionEligible | RevisionRejected:
         kind = RevisionEligible if passed else RevisionRejected
-        return kind(**_identity(revision), **_artefact(revision), evaluation_id=evaluation_id, summary=summary)
+        return kind(
+            **identity_of(revision),
+            **artefact_of(revision),
+            causation_id=str(revision.hint_event_id),
+            evaluation_id=evaluation_id,
+            summary=summary,
+        )
 
     async with conn.transaction():
         revision = await move_revision(
@@ -242,7 +188,7 @@ async def waive(conn: Connection, revision_id: UUID, actor: str, reason: str, *,
         service=service,
         fence=None,
         fact=lambda revision: RevisionEligible(
-            **_identity(revision), **_artefact(revision), summary=f"waived: {reason}", waived_by=actor
+            **identity_of(revision), **artefact_of(revision), summary=f"waived: {reason}", waived_by=actor
         ),
         origins=frozenset({RevisionState.REJECTED}),
         changes={"waived_by": actor, "reason": f"waived: {reason}"},
@@ -267,7 +213,7 @@ async def quarantine(conn: Connection, revision_id: UUID, reason: str, service: 
             RevisionState.QUARANTINED,
             service=service,
             fence=None,
-            fact=lambda revision: RevisionQuarantined(**_identity(revision), **_artefact(revision), reason=reason),
+            fact=lambda revision: RevisionQuarantined(**identity_of(revision), **artefact_of(revision), reason=reason),
             changes={"reason": reason, "quarantined_from": former, "fence": row["fence"] + 1},
         )
 
@@ -286,10 +232,10 @@ async def release_quarantine(
         former = RevisionState(row["quarantined_from"])
         words = f"released by {actor}" + (f": {reason}" if reason else "")
         facts = {
-            RevisionState.ELIGIBLE: lambda r: RevisionEligible(**_identity(r), **_artefact(r), summary=words),
-            RevisionState.REJECTED: lambda r: RevisionRejected(**_identity(r), **_artefact(r), summary=words),
+            RevisionState.ELIGIBLE: lambda r: RevisionEligible(**identity_of(r), **artefact_of(r), summary=words),
+            RevisionState.REJECTED: lambda r: RevisionRejected(**identity_of(r), **artefact_of(r), summary=words),
             RevisionState.EXPORTED: lambda r: RevisionExported(
-                **_identity(r), **_artefact(r), adapter_bytes=r.adapter_bytes, export_ms=r.export_ms
+                **identity_of(r), **artefact_of(r), adapter_bytes=r.adapter_bytes, export_ms=r.export_ms
             ),
         }
         return await move_revision(
@@ -360,98 +306,6 @@ async def list_revisions(
     return [revision_from(row) for row in rows]
 
 
-def exported_fact(revision: Revision) -> RevisionExported:
-    """The fact of the export; the same id whenever it is told."""
-    return RevisionExported(
-        event_id=revision.hint_event_id,
-        **_identity(revision),
-        **_artefact(revision),
-        adapter_bytes=revision.adapter_bytes or 0,
-        export_ms=revision.export_ms,
-    )
-
-
-def rejected_fact(revision: Revision, summary: str) -> RevisionRejected:
-    """The fact of a rejection without a report."""
-    return RevisionRejected(**_identity(revision), **_artefact(revision), summary=summary)
-
-
-def failed_fact(revision: Revision, cause: Cause) -> RevisionFailed:
-    """The fact of an export that is given up."""
-    return RevisionFailed(**_identity(revision), cause=cause)
-
-
-def retired_fact(revision: Revision) -> RevisionRetired:
-    """The fact of the retirement."""
-    return RevisionRetired(**_identity(revision), **_artefact(revision))
-
-
-async def _claim(
-    conn: Connection,
-    to: RevisionState,
-    is_due: str,
-    owner: str,
-    lease_s: float,
-    revision_id: UUID | None,
-    base: str | None,
-) -> Revision | None:
-    async with conn.transaction():
-        if revision_id is not None:
-            chosen = await conn.fetchrow(
-                "select r.revision_id, r.fence, r.tries, r.state from revisions r"
-                f" where r.revision_id = $1 and {is_due} for update skip locked",
-                revision_id,
-            )
-        else:
-            chosen = await _lock_due_revision(conn, to, is_due, base)
-        if chosen is None:
-            return None
-        tries = chosen["tries"] + 1 if chosen["state"] == to else 1
-        return await move_revision(
-            conn,
-            chosen["revision_id"],
-            to,
-            service="",
-            fence=chosen["fence"],
-            fact=None,
-            origins=frozenset({RevisionState(chosen["state"])}),
-            changes={"fence": chosen["fence"] + 1, "tries": tries, "owner": owner},
-            lease_s=lease_s,
-        )
-
-
-async def _lock_due_revision(
-    conn: Connection, to: RevisionState, is_due: str, base: str | None
-) -> asyncpg.Record | None:
-    return await conn.fetchrow(
-        f"""
-        with held as (
-            select tenant, count(*) as under_way from revisions
-            where state = '{to}' and lease_until >= clock_timestamp() group by tenant
-        ), candidates as (
-            select due.revision_id, shares.share
-            from (
-                select t.tenant, coalesce(held.under_way, 0) / t.weight as share
-                from tenants t left join held using (tenant)
-            ) shares
-            cross join lateral (
-                select r.revision_id from revisions r
-                where r.tenant = shares.tenant and {is_due}
-                    and ($1::text is null or r.base = $1)
-                order by r.revision_id limit {CANDIDATES_PER_TENANT}
-            ) due
-            order by shares.share, due.revision_id limit {MAX_CANDIDATES}
-        )
-        select r.revision_id, r.fence, r.tries, r.state
-        from candidates c join revisions r on r.revision_id = c.revision_id
-        where {is_due}
-        order by c.share, c.revision_id limit 1
-        for update of r skip locked
-        """,
-        base,
-    )
-
-
 async def _lock(conn: Connection, revision_id: UUID) -> asyncpg.Record:
     row = await conn.fetchrow(
         "select state, fence, quarantined_from from revisions where revision_id = $1 for update", revision_id
@@ -459,21 +313,6 @@ async def _lock(conn: Connection, revision_id: UUID) -> asyncpg.Record:
     if row is None:
         raise NotFound(f"there is no revision {revision_id}")
     return row
-
-
-def _identity(revision: Revision) -> JsonObject:
-    return {
-        "tenant": revision.tenant,
-        "revision_id": revision.revision_id,
-        "job_id": revision.job_id,
-        "policy": revision.policy,
-        "base": revision.base,
-        "step": revision.step,
-    }
-
-
-def _artefact(revision: Revision) -> JsonObject:
-    return {"digest": revision.digest, "number": revision.number}
 
 
 __all__ = [
