@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -30,9 +31,10 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The state directory of this run's servers."""
-    folder = tmp_path_factory.mktemp("servers")
+def servers_dir() -> Iterator[Path]:
+    """The state directory of this run's servers; pytest's own folders can't be entered by the user of Postgres."""
+    folder = Path(tempfile.mkdtemp(prefix="openmint-tests-"))
+    folder.chmod(0o711)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
