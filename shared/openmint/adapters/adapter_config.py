@@ -3,7 +3,6 @@
 A field that PEFT may add later is refused until it is known here to change nothing.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -98,7 +97,7 @@ def _rank(config: Mapping[str, Any], limits: AdapterLimits) -> int:
 
 def _alpha(config: Mapping[str, Any], limits: AdapterLimits) -> float:
     alpha = config["lora_alpha"]
-    if type(alpha) not in (int, float) or not math.isfinite(alpha) or not 0 < alpha <= limits.max_alpha:
+    if type(alpha) not in (int, float) or not 0 < alpha <= limits.max_alpha:  # NaN is neither
         raise _refusal(
             f"lora_alpha = {_value(alpha)} is not a number above 0 and up to {limits.max_alpha:g}", "lora_alpha"
         )

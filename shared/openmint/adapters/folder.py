@@ -42,7 +42,8 @@ class AdapterFolder:
         with os.scandir(self._descriptor) as entries:
             for entry in entries:
                 if entry.name not in self._allowed:
-                    raise BadAdapter(f"file {shown(entry.name)} does not belong into an adapter", field=entry.name[:80])
+                    name = shown(entry.name)
+                    raise BadAdapter(f"file {name} does not belong into an adapter", field=name[1:-1])
                 yield entry.name
 
     @contextlib.contextmanager

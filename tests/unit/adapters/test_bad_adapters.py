@@ -327,6 +327,8 @@ CONFIGS = {
     "rank true": ("r", True),
     "rank as text": ("r", "8"),
     "an absurd rank": ("r", 100_000),
+    "a rank of a thousand digits": ("r", 10**1000),
+    "an alpha of a thousand digits": ("lora_alpha", 10**1000),
     "alpha 0": ("lora_alpha", 0),
     "negative alpha": ("lora_alpha", -1),
     "absurd alpha": ("lora_alpha", 1e9),
