@@ -79,6 +79,7 @@ async def test_a_fact_on_the_bus_wakes_it_and_its_own_fact_goes_out(bus, catalog
     assert told == {first.revision_id, second.revision_id}
 
 
+@pytest.mark.slow
 async def test_without_the_bus_saying_anything_it_finds_what_is_due(wanted, exporter_process):
     pending = await wanted.revision()
     async with exporter_process(OPENMINT_EXPORTER_POLL_S="0.2") as process:
@@ -87,6 +88,7 @@ async def test_without_the_bus_saying_anything_it_finds_what_is_due(wanted, expo
         assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
+@pytest.mark.slow
 async def test_one_that_is_killed_is_replaced_by_another(wanted, exporter_process):
     short = {"OPENMINT_EXPORTER_POLL_S": "0.1", "OPENMINT_EXPORTER_LEASE_S": "2"}
     async with exporter_process(**short) as process:
