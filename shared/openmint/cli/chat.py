@@ -18,9 +18,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def chat(
-    model: Annotated[
-        str, typer.Argument(help="tenant/policy, @alias, @7, @step-400, @sha256:… or a base model.")
-    ],
+    model: Annotated[str, typer.Argument(help="tenant/policy, @alias, @7, @step-400, @sha256:… or a base model.")],
     prompt: Annotated[str | None, typer.Argument(help="What to ask; left out: a conversation.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 gives the same answer every time.")] = 0.0,

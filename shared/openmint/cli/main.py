@@ -1,12 +1,13 @@
 """`openmint`: the commands put together, and what happens to their errors."""
 
+import logging
 import sys
 
-import click
+import structlog
 import typer
 
-from openmint.cli import chat, data, dead, jobs, keys, policies, stack, train
-from openmint.cli.output import EXIT_MISTAKE, errors_console, fail
+from openmint.cli import chat, data, dead, jobs, keys, policies, stack, train, trials
+from openmint.cli.output import fail
 from openmint.errors import OpenmintError
 
 app = typer.Typer(
@@ -16,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (stack, train, jobs, policies, chat):
+for module in (stack, train, jobs, policies, chat, trials):
     module.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
@@ -25,20 +26,15 @@ app.add_typer(dead.app, name="dead")
 
 def main() -> None:
     """Run a command: 0 done, 1 failed, 2 the caller must change something, 3 try again later."""
-    command = typer.main.get_command(app)
+    # Standard output is for answers; what the library logs on the way is only of interest when it is serious.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     try:
-        code = command.main(standalone_mode=False)
+        app()
     except OpenmintError as error:
-        code = fail(error, as_json="--json" in sys.argv)
-    except click.ClickException as error:
-        error.show()
-        code = EXIT_MISTAKE
-    except (click.Abort, KeyboardInterrupt):
-        errors_console.print("interrupted")
-        code = 130
-    except BrokenPipeError:
-        code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(fail(error, as_json="--json" in sys.argv))
 
 
 if __name__ == "__main__":

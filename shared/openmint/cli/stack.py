@@ -1,4 +1,4 @@
-"""The local stack and its health: up, down, status, doctor, provision, demo, chaos."""
+"""The local stack and its health: up, down, status, doctor, provision."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -93,7 +93,6 @@ async def test_dead_letters_are_listed_shown_and_replayed_mended(shell: Shell, b
     ("arguments", "code", "said"),
     [
         (["jobs"], 1, "no API key"),
-        (["train", "--policy", "p"], 1, "no API key"),
         (["dead", "show", "999999"], 2, "no dead letter 999999"),
         (["keys", "create", "--tenant", "Bad Tenant"], 2, "tenant 'Bad Tenant'"),
         (["keys", "create", "--tenant", "acme", "--scope", "root"], 2, "scopes"),
