@@ -145,7 +145,7 @@ DEAD = StreamPlan(
     subjects=(f"{DEAD_ROOT}.>",),
     retention=RetentionPolicy.LIMITS,
     max_age_s=30 * DAY_S,
-    max_bytes=1024 * MIB,
+    max_bytes=512 * MIB,
     discard=DiscardPolicy.OLD,
     description="messages that could not be read or used up their tries, with the error",
 )
@@ -164,6 +164,7 @@ ADVISORIES = StreamPlan(
 )
 
 STREAMS = (JOBS, LOADS, EVENTS, RESIDENCY, DEAD, ADVISORIES)
+"""Together they may take 3.7 GiB: give the server 4 GiB of file store, for it refuses a stream that might not fit."""
 
 CONSUMERS = (
     # Intake answers in milliseconds; many at once only wait for the database.
