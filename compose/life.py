@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import asyncpg
 import httpx
@@ -36,18 +37,18 @@ def job() -> dict[str, object]:
     }
 
 
-async def make_key(settings: CommonSettings) -> str:
+async def make_key(settings: CommonSettings, pepper: bytes) -> str:
     """A key of the tenant, made in the catalogue."""
     connection = await asyncpg.connect(settings.postgres_dsn)
     try:
         async with connection.transaction():
-            text, _ = await create_key(connection, TENANT, ["train", "read", "infer", "promote"])
+            text, _ = await create_key(connection, TENANT, ["train", "read", "infer", "promote"], pepper=pepper)
         return text
     finally:
         await connection.close()
 
 
-async def live(settings: CommonSettings) -> str:
+async def live(settings: CommonSettings, pepper: bytes) -> str:
     """Publish, wait for the promotion, ask; the digest that answered."""
     bus = await nats.connect(settings.nats_url, user=settings.nats_user, password=settings.nats_password)
     heard: list[tuple[str, dict[str, object]]] = []
@@ -73,7 +74,7 @@ async def live(settings: CommonSettings) -> str:
             raise SystemExit(f"no promotion within {PATIENCE_S:.0f} s; heard {[subject for subject, _ in heard]}")
         await asyncio.sleep(0.5)
     await bus.close()
-    headers = {"authorization": f"Bearer {await make_key(settings)}"}
+    headers = {"authorization": f"Bearer {await make_key(settings, pepper)}"}
     async with httpx.AsyncClient(base_url=GATEWAY, headers=headers, timeout=180) as client:
         answer = await client.post(
             "/v1/completions", json={"model": f"{TENANT}/{POLICY}", "prompt": "2 plus 3 is", "max_tokens": 4}
@@ -86,7 +87,8 @@ async def live(settings: CommonSettings) -> str:
 
 def main() -> int:
     """Print the digest, or say what went wrong."""
-    digest = asyncio.run(live(CommonSettings().resolve()))
+    pepper = Path("/run/secrets/openmint_key_pepper").read_text().strip().encode()
+    digest = asyncio.run(live(CommonSettings().resolve(), pepper))
     print(digest)
     return 0 if digest.startswith("sha256:") else 1
 

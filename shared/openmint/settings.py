@@ -26,7 +26,12 @@ def endpoints_file(state_dir: Path) -> Path:
 class CommonSettings(BaseSettings):
     """Where the shared parts are, and how to log. A service adds its own fields in a subclass."""
 
-    model_config = SettingsConfigDict(env_prefix="OPENMINT_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="OPENMINT_",
+        extra="ignore",
+        # A container's secrets are files named like the settings: /run/secrets/openmint_nats_password.
+        secrets_dir="/run/secrets" if Path("/run/secrets").is_dir() else None,
+    )
 
     state_dir: Path = Path(".openmint")
     nats_url: str = Field(default="", description="nats://host:port; empty: the embedded server")

@@ -22,7 +22,7 @@ from openmint.catalog.keys import create_key
 from openmint.chaos.killer import continue_all, plan_blows, strike
 from openmint.chaos.oracle import SeenFact, Verdict, judge_catalogue, judge_events, judge_store, open_work
 from openmint.events import TrainRequested
-from openmint.local_stack import EngineSpec, StackPlan, down, free_port, status, up
+from openmint.local_stack import EngineSpec, StackPlan, down, free_port, secret_file, status, up
 from openmint.settings import CommonSettings
 
 TENANT = "chaos"
@@ -80,10 +80,12 @@ def make_base(options: ChaosOptions) -> Path:
 def plan(options: ChaosOptions) -> StackPlan:
     """Two of each worker, so that a paused one is replaced; one fp32 engine in both pools, so that it fits."""
     environment = {
-        "OPENMINT_LEASE_S": str(LEASE_S),
-        "OPENMINT_POLL_S": "1",
-        "OPENMINT_ANNOUNCE_AFTER_S": "5",
-        "OPENMINT_KV_CACHE_GIB": "1",
+        "OPENMINT_TRAINER_LEASE_S": str(LEASE_S),
+        "OPENMINT_EXPORTER_LEASE_S": str(LEASE_S),
+        "OPENMINT_EVALUATOR_LEASE_S": str(LEASE_S),
+        "OPENMINT_EVALUATOR_RETRY_S": "2",
+        "OPENMINT_TRAINER_POLL_S": "1",
+        "OPENMINT_KEEPER_ANNOUNCE_AFTER_S": "5",
         "OPENMINT_MAX_MODEL_LEN": "512",
     }
     if not options.fencing:
@@ -154,10 +156,11 @@ async def _connect(settings: CommonSettings) -> asyncpg.Connection:
 
 
 async def _key(settings: CommonSettings) -> str:
+    pepper = secret_file(settings.state_dir, "pepper.key").encode()
     connection = await _connect(settings)
     try:
         async with connection.transaction():
-            text, _ = await create_key(connection, TENANT, ["read", "infer"])
+            text, _ = await create_key(connection, TENANT, ["read", "infer"], pepper=pepper)
         return text
     finally:
         await connection.close()
