@@ -154,7 +154,7 @@ def running_trainer(
 
     @asynccontextmanager
     async def run(
-        owner: str = "one", slots: int = 4, lease_s: float = 20.0, drain_s: float = 20.0
+        owner: str = "one", slots: int = 4, lease_s: float = 20.0, drain_s: float = 20.0, bank_bytes: int = 4 << 30
     ) -> AsyncGenerator[TrainerLoop]:
         base = load_base(tiny_base, base_facts.name, base_facts.digest, "float32")
         loop = TrainerLoop(
@@ -170,7 +170,7 @@ def running_trainer(
             catalog,
             store,
             soft_facts,
-            MixedTraining(Executor(base, slots), budget_tokens=256),
+            MixedTraining(Executor(base, slots, bank_bytes), budget_tokens=256),
             AutoTokenizer.from_pretrained(tiny_base),
             asyncio.Event(),
         )

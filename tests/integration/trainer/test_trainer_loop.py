@@ -176,3 +176,33 @@ async def test_a_step_too_long_to_end_in_time_is_given_up_and_the_job_is_given_b
         await asyncio.sleep(0.3)
     stopped = await requests.job(job.job_id)
     assert (stopped.state, stopped.owner, stopped.step) == (JobState.RUNNING, None, 0)
+
+
+async def test_a_trainer_that_claims_its_own_expired_job_again_goes_on_under_the_new_fence(
+    requests: Requests, running_trainer: Running, catalog: Catalog
+) -> None:
+    job = await requests.train(training={"steps": 120, "checkpoint_every_steps": 10})
+    async with running_trainer(lease_s=60.0):
+        await requests.until(job.job_id, lambda job: job.step >= 10)
+        async with catalog.connection() as connection:
+            await connection.execute(
+                "update jobs set lease_until = clock_timestamp() - interval '1 second' where job_id = $1", job.job_id
+            )
+        ended = await requests.ended(job.job_id)
+        async with catalog.connection() as connection:
+            last = await checkpoints.latest_checkpoint(connection, job.job_id)
+    assert (ended.state, ended.step, ended.fence) == (JobState.COMPLETED, 120, 2)
+    assert last is not None
+    assert last.fence == 2
+
+
+async def test_a_job_that_memory_has_no_room_for_waits_and_is_not_failed(
+    requests: Requests, running_trainer: Running
+) -> None:
+    first = await requests.train(policy="a", training={"steps": 100_000})
+    async with running_trainer(bank_bytes=400_000):
+        await requests.until(first.job_id, lambda job: job.step >= 2)
+        second = await requests.train(policy="b")
+        await requests.until(second.job_id, lambda job: job.fence >= 2)
+    waiting = await requests.job(second.job_id)
+    assert (waiting.state, waiting.owner, waiting.cause) == (JobState.RUNNING, None, None)
