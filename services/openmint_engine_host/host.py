@@ -3,7 +3,6 @@
 `EngineHost` is an `openmint.engines.protocol.Engine`; `control.py` puts it on the network.
 """
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -24,7 +23,6 @@ from openmint.events.serving import EngineHeartbeat
 from openmint_engine_host.command_gate import CommandGate
 from openmint_engine_host.heartbeats import ResidencyFeed
 from openmint_engine_host.settings import EngineHostSettings
-from openmint_engine_host.spool import Prepared
 from openmint_engine_host.staging import Stager
 from openmint_engine_host.supervisor import Boot, Supervisor
 
@@ -48,7 +46,6 @@ class EngineHost:
         self._stager = stager(self.resident_digests)
         self._feed = feed
         self._gate = CommandGate()
-        self._attaching = asyncio.Lock()
         self._stage_ms: dict[str, float] = {}
         self.control_url = ""
         self.is_draining = False
@@ -108,69 +105,43 @@ class EngineHost:
         """Make staged revisions resident, all in one gap between steps."""
         with self._gate.applying(stamp):
             boot = self._supervisor.ready_boot()
-            async with self._attaching:
-                return await self._attach_where_room(boot, requests)
+            answer = await boot.plugin.attach([self._attach_item(boot, request) for request in requests])
+            boot.pulse = answer["pulse"]
+            told: set[str] = set()
+            results: list[AttachResult] = []
+            for request, outcome in zip(requests, answer["results"], strict=True):
+                name, attach_ms = outcome["name"], outcome["attach_ms"]
+                results.append(AttachResult(request.digest, name, attach_ms, outcome["code"], outcome["error"]))
+                if outcome["code"] == "refused":
+                    log.warning(
+                        "adapter.refused", revision=request.digest, policy=request.label, detail=outcome["error"]
+                    )
+                elif outcome["is_new"] and name not in told:
+                    told.add(name)
+                    log.info("adapter.attached", adapter_name=name, attach_ms=round(attach_ms, 2))
+                    stage_ms = self._stage_ms.pop(request.digest, 0.0)
+                    await self._feed.resident(boot, request.digest, name, stage_ms, attach_ms)
+            return results
 
-    async def _attach_where_room(self, boot: Boot, requests: list[AttachRequest]) -> list[AttachResult]:
-        boot.pulse = await boot.plugin.pulse()
-        present = {a["digest"] for a in boot.pulse["adapters"] if not a["is_draining"]}
-        held = len(boot.pulse["adapters"])
-        answers: dict[str, AttachResult] = {}
-        fresh: list[tuple[AttachRequest, Prepared | None]] = []
-        for request in requests:
-            prepared = self._stager.find(request.digest, boot.layout)
-            if request.digest in present:
-                fresh.append((request, prepared))
-            elif prepared is None:
-                answers[request.digest] = _failed(request.digest, "not_staged", "it is not staged on this engine")
-            elif held >= boot.capacity:
-                answers[request.digest] = _failed(request.digest, "full", f"it holds {held} of {boot.capacity}")
-            else:
-                held += 1
-                present.add(request.digest)
-                fresh.append((request, prepared))
-        if fresh:
-            answers |= await self._attach(boot, fresh)
-        return [answers[request.digest] for request in requests]
-
-    async def _attach(self, boot: Boot, fresh: list[tuple[AttachRequest, Prepared | None]]) -> dict[str, AttachResult]:
-        before = {a["name"] for a in boot.pulse["adapters"]}
-        outcomes = await boot.plugin.attach(
-            [
-                {
-                    "digest": request.digest,
-                    "label": request.label,
-                    "path": str(prepared.folder) if prepared else "",
-                    "adapter_bytes": prepared.layout_bytes if prepared else 0,
-                }
-                for request, prepared in fresh
-            ]
-        )
-        boot.pulse = await boot.plugin.pulse()
-        answers: dict[str, AttachResult] = {}
-        for (request, _), outcome in zip(fresh, outcomes, strict=True):
-            if outcome["error"]:
-                answers[request.digest] = _failed(request.digest, "refused", outcome["error"])
-                log.warning("adapter.refused", revision=request.digest, policy=request.label, detail=outcome["error"])
-                continue
-            name, attach_ms = outcome["name"], outcome["attach_ms"]
-            answers[request.digest] = AttachResult(request.digest, name, attach_ms)
-            if name not in before:
-                stage_ms = self._stage_ms.pop(request.digest, 0.0)
-                log.info("adapter.attached", adapter_name=name, attach_ms=round(attach_ms, 2))
-                await self._feed.resident(boot, request.digest, name, stage_ms, attach_ms)
-        return answers
+    def _attach_item(self, boot: Boot, request: AttachRequest) -> dict[str, Any]:
+        prepared = self._stager.find(request.digest, boot.layout)
+        return {
+            "digest": request.digest,
+            "label": request.label,
+            "path": str(prepared.folder) if prepared else "",
+            "adapter_bytes": prepared.layout_bytes if prepared else 0,
+        }
 
     async def remove(self, stamp: CommandStamp, adapter_name: str, timeout_s: float) -> bool:
         """Drain an adapter and free it; False when it was still in use after `timeout_s`."""
         with self._gate.applying(stamp):
             boot = self._supervisor.ready_boot()
-            digest = next((a["digest"] for a in boot.pulse.get("adapters", ()) if a["name"] == adapter_name), None)
             outcome = await boot.plugin.remove(adapter_name, timeout_s)
-            boot.pulse = await boot.plugin.pulse()
-            if outcome["removed"] and outcome["was_resident"] and digest is not None:
+            boot.pulse = outcome["pulse"]
+            if outcome["digest"]:
                 log.info("adapter.removed", adapter_name=adapter_name)
-                await self._feed.gone(boot, digest, adapter_name, "drained" if self.is_draining else "evicted")
+                reason = "drained" if self.is_draining else "evicted"
+                await self._feed.gone(boot, outcome["digest"], adapter_name, reason)
             return bool(outcome["removed"])
 
     async def unstage(self, stamp: CommandStamp, digest: str) -> None:
@@ -256,7 +227,3 @@ class EngineHost:
 def residents_of(pulse: dict[str, Any]) -> tuple[Resident, ...]:
     """The adapters of a pulse or a state."""
     return tuple(Resident(a["digest"], a["name"], a["in_flight"], a["adapter_bytes"]) for a in pulse["adapters"])
-
-
-def _failed(digest: str, code: str, detail: str) -> AttachResult:
-    return AttachResult(digest, error_code=code, error=detail)

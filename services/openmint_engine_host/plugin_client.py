@@ -38,12 +38,12 @@ class PluginClient:
         """Self-test; then the engine admits requests."""
         return await self._call("POST", "start")
 
-    async def attach(self, adapters: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Attach prepared files."""
-        return (await self._call("POST", "attach", {"adapters": adapters}))["results"]
+    async def attach(self, adapters: list[dict[str, Any]]) -> dict[str, Any]:
+        """Attach prepared files: one result each, and a pulse."""
+        return await self._call("POST", "attach", {"adapters": adapters})
 
     async def remove(self, name: str, timeout_s: float) -> dict[str, Any]:
-        """Drain and remove an adapter."""
+        """Drain and remove an adapter: `removed`, its digest, and a pulse."""
         body = {"name": name, "timeout_s": timeout_s}
         return await self._call("POST", "remove", body, timeout_s=timeout_s + SLOW_TIMEOUT_S)
 

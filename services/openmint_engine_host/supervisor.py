@@ -33,7 +33,7 @@ ASK_WORKER_EVERY_S = 5.0
 STOP_GRACE_S = 10.0
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 30.0
-HEALTHY_AFTER_S = 60.0  # a boot that lived so long was not part of a crash loop
+HEALTHY_AFTER_S = 60.0  # a boot that answered for so long was not part of a crash loop
 REFUSED_LIMIT = 3  # pulses refused at once: the port is closed although the process lives
 LOG_TAIL_BYTES = 2_000
 
@@ -97,20 +97,22 @@ class Supervisor:
         """Start, watch, start anew, until cancelled; the process group is gone when this returns."""
         backoff_s = FIRST_BACKOFF_S
         while True:
-            began = self._clock.monotonic_s()
+            answered_s = 0.0
             try:
-                await self._one_boot(on_ready, on_lost)
+                answered_s = await self._one_boot(on_ready, on_lost)
             except EngineFailed as error:
-                log.error("engine.start_failed", detail=error.detail, log_tail=self._log_tail())
+                log.error("engine.start_failed", detail=error.detail, log_tail=tail_of(self.log_file))
             finally:
                 await self._kill_group()
-            if self._clock.monotonic_s() - began > HEALTHY_AFTER_S:
+            if answered_s > HEALTHY_AFTER_S:
                 backoff_s = FIRST_BACKOFF_S
             await self._clock.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
-    async def _one_boot(self, on_ready: OnReady, on_lost: OnLost) -> None:
+    async def _one_boot(self, on_ready: OnReady, on_lost: OnLost) -> float:
+        """Start vLLM and stay until it is lost; for how many seconds it answered. Raises: EngineFailed."""
         boot = await self._start()
+        began = self._clock.monotonic_s()
         reason = "stopped"
         try:
             self._boot = boot
@@ -122,6 +124,7 @@ class Supervisor:
             with contextlib.suppress(Exception):
                 await on_lost(boot, reason)
             await boot.plugin.close()
+        return self._clock.monotonic_s() - began
 
     async def _start(self) -> Boot:
         settings = self._settings
@@ -243,9 +246,6 @@ class Supervisor:
                 await asyncio.wait_for(process.wait(), STOP_GRACE_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-    def _log_tail(self) -> str:
-        return tail_of(self.log_file)
 
 
 def tail_of(path: Path) -> str:

@@ -35,6 +35,7 @@ class Commands:
         self._version = version
         self._boot_id = boot_id
         self._ids = itertools.count(FIRST_ADAPTER_ID)
+        self._capacity = 0
         self._worker_lock = asyncio.Lock()
         """Held while the worker's list and ours are changed together."""
         self._routes: dict[tuple[str, str], Callable[[dict[str, Any], object], Awaitable[dict[str, Any]]]] = {
@@ -110,6 +111,7 @@ class Commands:
             raise CommandRefused(500, "self_test_failed", str(fault))
         table = await self._version.call_worker(api, "openmint_module_table")
         residency = await self._residency(api)
+        self._capacity = int(residency["capacity"])
         self._admission.closed_because = ""
         return {
             "boot_id": self._boot_id,
@@ -121,58 +123,80 @@ class Commands:
         }
 
     async def _attach(self, body: dict[str, Any], api: object) -> dict[str, Any]:
-        """Make prepared files resident in one gap between steps; a refused one does not stop the others."""
+        """Make prepared files resident in one gap between steps; one that fails does not stop the others.
+
+        An empty `path` means that nothing is staged. `code` is empty, `not_staged`, `full` or `refused`. The answer
+        carries a pulse, which saves its asker a round trip.
+        """
         async with self._worker_lock:
             results: list[dict[str, Any]] = []
             fresh: dict[str, tuple[dict[str, Any], ResidentAdapter]] = {}
             for item in body["adapters"]:
-                adapter_id = next(self._ids)
-                name = f"{item['label']}@{item['digest'].removeprefix('sha256:')[:12]}#{adapter_id}"
-                if item["digest"] in fresh:
-                    results.append(fresh[item["digest"]][0])
+                digest = item["digest"]
+                if digest in fresh:
+                    results.append(fresh[digest][0])
                     continue
-                present = self._admission.find_digest(item["digest"])
-                adapter = present or ResidentAdapter(
-                    name, item["digest"], adapter_id, item["path"], int(item["adapter_bytes"])
-                )
-                result = {"digest": item["digest"], "name": adapter.name, "attach_ms": 0.0, "error": ""}
+                present = self._admission.find_digest(digest)
+                result = {"digest": digest, "name": "", "attach_ms": 0.0, "code": "", "error": "", "is_new": False}
                 results.append(result)
-                if present is None:
-                    fresh[adapter.digest] = (result, adapter)
-            loads = [[adapter.name, adapter.adapter_id, adapter.path] for _, adapter in fresh.values()]
-            outcomes = cast(Any, await self._version.call_worker(api, "openmint_attach", loads)) if loads else []
-            for (result, adapter), outcome in zip(fresh.values(), outcomes, strict=True):
-                result.update(outcome)
-                if not outcome["error"]:
-                    load = Load(adapter.name, adapter.adapter_id, adapter.path)
-                    self._version.register_name(api, load)
-                    self._admission.add(adapter)
-        return {"results": results}
+                held = sum(1 for _ in self._admission.adapters()) + len(fresh)
+                if present is not None:
+                    result["name"] = present.name
+                elif not item["path"]:
+                    result.update({"code": "not_staged", "error": "it is not staged on this engine"})
+                elif held >= self._capacity:
+                    result.update({"code": "full", "error": f"the engine holds {held} of {self._capacity}"})
+                else:
+                    fresh[digest] = (result, self._new_adapter(item))
+            await self._attach_fresh(list(fresh.values()), api)
+        return {"results": results, "pulse": await self._pulse(body, api)}
+
+    def _new_adapter(self, item: dict[str, Any]) -> ResidentAdapter:
+        digest, adapter_id = item["digest"], next(self._ids)
+        name = f"{item['label']}@{digest.removeprefix('sha256:')[:12]}#{adapter_id}"
+        return ResidentAdapter(name, digest, adapter_id, item["path"], int(item["adapter_bytes"]))
+
+    async def _attach_fresh(self, fresh: list[tuple[dict[str, Any], ResidentAdapter]], api: object) -> None:
+        if not fresh:
+            return
+        loads = [[adapter.name, adapter.adapter_id, adapter.path] for _, adapter in fresh]
+        outcomes = cast(Any, await self._version.call_worker(api, "openmint_attach", loads))
+        for (result, adapter), outcome in zip(fresh, outcomes, strict=True):
+            result["attach_ms"] = outcome["attach_ms"]
+            if outcome["error"]:
+                result.update({"code": "refused", "error": outcome["error"]})
+                continue
+            result.update({"name": adapter.name, "is_new": True})
+            self._version.register_name(api, Load(adapter.name, adapter.adapter_id, adapter.path))
+            self._admission.add(adapter)
 
     async def _remove(self, body: dict[str, Any], api: object) -> dict[str, Any]:
         """Drain an adapter, free it in the worker and check that it is gone. `removed` false: still in use."""
         adapter = self._admission.find(body["name"])
-        if adapter is None:
-            return {"removed": True, "was_resident": False}
+        removed = adapter is None or await self._remove_adapter(adapter, float(body.get("timeout_s", 30)), api)
+        digest = adapter.digest if adapter and removed else ""
+        return {"removed": removed, "digest": digest, "pulse": await self._pulse(body, api)}
+
+    async def _remove_adapter(self, adapter: ResidentAdapter, timeout_s: float, api: object) -> bool:
         adapter.is_draining = True
         try:
-            await asyncio.wait_for(adapter.idle.wait(), float(body.get("timeout_s", 30)))
+            await asyncio.wait_for(adapter.idle.wait(), timeout_s)
         except TimeoutError:
             adapter.is_draining = False
-            return {"removed": False, "was_resident": True}
+            return False
         async with self._worker_lock:
             # Another remover may have given up meanwhile and let requests in again.
             adapter.is_draining = True
             if adapter.in_flight:
                 adapter.is_draining = False
-                return {"removed": False, "was_resident": True}
+                return False
             answer = cast(Any, await self._version.call_worker(api, "openmint_remove", adapter.adapter_id))
             if adapter.adapter_id in answer["residency"]["cached"]:
                 adapter.is_draining = False
                 raise CommandRefused(500, "still_resident", f"the worker still lists {adapter.name}")
             self._version.forget_name(api, adapter.name)
             self._admission.discard(adapter.name)
-        return {"removed": True, "was_resident": True}
+        return True
 
     async def _probe(self, body: dict[str, Any], api: object) -> dict[str, Any]:
         """One token by an adapter, or by the base where `name` is empty; an error unless its logprob is a number."""
