@@ -44,7 +44,7 @@ class EngineHostSettings(CommonSettings):
     spool_bytes: int = Field(default=2 << 30, description="Prepared adapters beyond this are dropped, oldest use first")
     staging_concurrency: int = Field(default=2, ge=1, description="Fetch and check this many adapters at once")
 
-    start_timeout_s: float = Field(default=300.0, description="A loaded machine takes up to 100 s to import vLLM")
+    start_timeout_s: float = Field(default=600.0, description="A very busy machine needs up to 180 s")
     hang_after_s: float = Field(default=60.0, description="Killed when silent so long; a CPU prefill takes up to 20 s")
     drain_s: float = Field(default=10.0, description="On a stop, requests in flight get so long to finish")
     announce: bool = Field(default=True, description="False: run without the bus (an engine by itself)")
