@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 
 import structlog
 import uvicorn
@@ -50,7 +50,7 @@ STOP_GRACE_S = 15
 
 
 @contextlib.asynccontextmanager
-async def gateway_app(settings: GatewaySettings) -> AsyncIterator[AsgiApp]:
+async def gateway_app(settings: GatewaySettings) -> AsyncGenerator[AsgiApp]:
     """Everything of the gateway but its port: the ASGI application, with intake and relay running beside it."""
     async with contextlib.AsyncExitStack() as stack:
         catalog = await Catalog.open(
@@ -150,7 +150,7 @@ async def _start_broker(broker: NatsBroker, stack: contextlib.AsyncExitStack) ->
 
 
 @contextlib.asynccontextmanager
-async def _running(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+async def _running(work: Coroutine[object, object, None]) -> AsyncGenerator[None]:
     """Run beside the block; an end by itself is a fault of ours and is said."""
     task = asyncio.create_task(work)
     task.add_done_callback(_say_if_failed)

@@ -7,7 +7,7 @@ wakes the next.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -45,7 +45,7 @@ class WaitingRoom:
         return self._total
 
     @asynccontextmanager
-    async def seat(self, tenant: str) -> AsyncIterator[None]:
+    async def seat(self, tenant: str) -> AsyncGenerator[None]:
         """A place to wait in. Raises: Overloaded, at once, when the tenant or the process has too many waiting."""
         mine = self._waiting.get(tenant, 0)
         if mine >= self._per_tenant:

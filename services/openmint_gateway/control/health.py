@@ -31,7 +31,7 @@ async def metrics(parts: Parts) -> Response:
 
 async def _catalog_answers(parts: ControlParts) -> bool:
     async with parts.catalog.connection() as conn:
-        return await conn.fetchval("select true")
+        return await conn.fetchval("select true") is True
 
 
 async def _bus_answers(parts: ControlParts) -> bool:

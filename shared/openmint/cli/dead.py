@@ -1,7 +1,7 @@
 """`openmint dead`: messages that could not be handled, and putting them back once they are mended."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -89,7 +89,7 @@ def replay(
 
 
 @asynccontextmanager
-async def _bus() -> "AsyncIterator[Bus]":
+async def _bus() -> "AsyncGenerator[Bus]":
     from openmint.bus.connection import connect_bus
 
     bus = await connect_bus(operator_settings(), "cli")

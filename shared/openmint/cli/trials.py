@@ -30,9 +30,7 @@ def chaos(
     kills: Annotated[int, typer.Option(min=0, help="How often a part is killed or paused.")] = 25,
     seed: Annotated[int, typer.Option(help="The same seed strikes in the same order.")] = 1,
     jobs: Annotated[int, typer.Option(min=1, help="Small jobs that run meanwhile.")] = 20,
-    no_fencing: Annotated[
-        bool, typer.Option("--no-fencing", help="Show what the oracle finds without fences.")
-    ] = False,
+    no_fencing: Annotated[bool, typer.Option("--no-fencing", help="What the oracle finds without.")] = False,
     folder: Annotated[Path | None, typer.Option(help="State directory of the run; not the stack that is up.")] = None,
     json: Json = False,
 ) -> None:
