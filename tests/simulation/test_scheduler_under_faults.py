@@ -77,12 +77,27 @@ class CheckedCore(LoaderScheduler):
 class Night:
     """Waiters, engines and faults of one seed."""
 
-    def __init__(self, seed, *, faults=True, engines=3, capacity=6, **strategies):
+    def __init__(
+        self,
+        seed,
+        *,
+        faults=True,
+        engines=3,
+        capacity=6,
+        timings=None,
+        rate=12.0,
+        policies=POLICIES,
+        night_s=NIGHT_S,
+        is_flat=False,
+        **strategies,
+    ):
         self.random = random.Random(seed)
         self.clock = VirtualClock()
         self.has_faults = faults
         self.engines = [
-            SimulatedEngine(f"e{number}", self.clock, capacity=capacity, timings=SimulatedTimings(), tell=self.told)
+            SimulatedEngine(
+                f"e{number}", self.clock, capacity=capacity, timings=timings or SimulatedTimings(), tell=self.told
+            )
             for number in range(engines)
         ]
         by_url = {engine.url: engine for engine in self.engines}
@@ -93,6 +108,11 @@ class Night:
         )  # fmt: skip
         self.waiting = {}
         self.outcomes = Counter()
+        self.verdict_waits = [0.0]
+        self.rate = rate
+        self.is_flat = is_flat
+        self.night_s = night_s
+        self.policies = policies
         self.is_quiet = False
         self.bad = {digest(number) for number in range(POLICIES - 3, POLICIES)} if faults else set()
 
@@ -117,9 +137,10 @@ class Night:
         gives_up_s = ends_s if self.random.random() < 0.9 else self.clock.monotonic_s() + 1.0
         future = asyncio.get_running_loop().create_future()
         self.waiting.setdefault(wanted.key, []).append(future)
-        if self.random.random() < 0.95:  # Else the request is lost on the bus, and the renewal must do.
+        was_heard = self.random.random() < 0.95
+        if was_heard:  # Else the request is lost on the bus, and the renewal must do.
             self.conductor.tell(LoadAsked(wanted, load_class, who, ends_s))
-        renewed_s = self.clock.monotonic_s()
+        asked_s = renewed_s = self.clock.monotonic_s()
         outcome = ""
         while not outcome:
             now_s = self.clock.monotonic_s()
@@ -134,6 +155,8 @@ class Night:
                     renewed_s = now_s
                     self.conductor.tell(InterestRenewed(wanted, load_class, who, ends_s))
                 await asyncio.sleep(0.05)
+        if outcome == "overloaded" and was_heard:
+            self.verdict_waits.append(self.clock.monotonic_s() - asked_s)
         if self.random.random() < 0.8:
             self.conductor.tell(InterestReleased(wanted.key, who))
         assert self.clock.monotonic_s() <= ends_s + LATE_S, "answered long after its deadline"
@@ -148,8 +171,10 @@ class Night:
     async def arrivals(self, until_s):
         tasks = []
         while self.clock.monotonic_s() < until_s:
-            await asyncio.sleep(self.random.expovariate(12.0))
-            number = min(POLICIES - 1, int(self.random.paretovariate(0.7)) - 1)
+            await asyncio.sleep(self.random.expovariate(self.rate))
+            number = min(self.policies - 1, int(self.random.paretovariate(0.7)) - 1)
+            if self.is_flat:
+                number = self.random.randrange(self.policies)
             load_class = self.random.choice(["interactive", "interactive", "rollout", "evaluation"])
             patience_s = self.random.choice([5.0, 15.0, 30.0])
             tasks.append(asyncio.create_task(self.waiter(number, load_class, patience_s)))
@@ -214,7 +239,7 @@ class Night:
         for engine in self.engines:
             await engine.start()
         background = [asyncio.create_task(self.heartbeats()), asyncio.create_task(self.conductor.run())]
-        await asyncio.gather(self.arrivals(NIGHT_S), self.aliases(NIGHT_S), self.trouble(NIGHT_S))
+        await asyncio.gather(self.arrivals(self.night_s), self.aliases(self.night_s), self.trouble(self.night_s))
         for engine in self.engines:
             engine.faults.refused, engine.faults.lied_about = set(), set()
             engine.faults.hangs_until_s = 0.0
@@ -263,6 +288,21 @@ def test_without_faults_everybody_is_served_and_nothing_is_loaded_twice(seed):
     assert {outcome for _, outcome in night.outcomes} <= {"resident", "left"}
     attaches = sum((engine.attaches for engine in night.engines), Counter())
     assert max(attaches.values()) == 1
+
+
+@pytest.mark.parametrize("seed", SEEDS[:2])
+def test_far_beyond_capacity_verdicts_come_at_once_and_the_admitted_are_served(seed):
+    print(f"SIMULATION_SEED={seed}")
+    slow = SimulatedTimings(stage_s=0.3, gap_s=0.3)
+    night = Night(
+        seed, faults=False, engines=2, capacity=4, timings=slow, rate=30.0, policies=300, night_s=10.0, is_flat=True
+    )
+    run_virtually(night.run())
+    at_rest(night)
+    busy = Counter({outcome: count for (is_quiet, outcome), count in night.outcomes.items() if not is_quiet})
+    assert busy["overloaded"] > 0.2 * busy.total()
+    assert busy["resident"] > 40
+    assert max(night.verdict_waits) < 0.5, "a refusal came late"
 
 
 def test_the_same_seed_gives_the_same_night():
