@@ -10,7 +10,7 @@ from openmint.catalog.rows import Base, Revision
 from openmint.clock import Clock
 from openmint.engines.loads import LoadOrder, LoadWaiter
 from openmint.engines.residency import Placement
-from openmint.errors import TryAgain
+from openmint.errors import EngineFailed, LoadFailed, TryAgain
 from openmint_evaluator.engine_access import EngineLease
 from openmint_evaluator.engine_builds import EngineBuilds
 from openmint_evaluator.report import ServingPath
@@ -46,7 +46,7 @@ class LoadedEngines:
 
     @asynccontextmanager
     async def lease(self, revision: Revision, base: Base, pool: str) -> AsyncGenerator[EngineLease]:
-        """Raises: NoEngine, LoadTimeout, Overloaded, BusUnavailable, LoadFailed."""
+        """Raises: NoEngine, LoadTimeout, Overloaded, BusUnavailable, EngineFailed; LoadFailed if no retry can help."""
         assert revision.digest is not None and revision.rank is not None
         order = LoadOrder(
             base=base.name,
@@ -79,6 +79,11 @@ class LoadedEngines:
                     raise
                 log.info("load.asked_again", pool=order.pool, revision=order.digest, error=error.detail)
                 await self._clock.sleep(error.retry_after_s or RETRY_S)
+            except LoadFailed as error:
+                if error.retry_after_s is None:
+                    raise
+                # Trouble of engines or hosts, not a verdict on the files: this must cost a try and never a rejection.
+                raise EngineFailed(error.detail, retry_after_s=error.retry_after_s) from error
 
     def _model(self, placement: Placement, model: str, revision: str, tenant: str) -> ServedModel:
         return ServedModel(

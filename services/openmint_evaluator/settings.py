@@ -25,10 +25,10 @@ class EvaluatorSettings(CommonSettings):
     """How often due evaluations are looked for when nothing on the bus says that there are any."""
 
     evaluator_retry_s: float = 10.0
-    """Before a revision is tried again after trouble with engines, store or reference."""
+    """Before a revision is tried again after trouble with engines, store or reference; doubles with each try."""
 
-    evaluator_max_tries: int = 4
-    """With the patience below, about twenty minutes without an engine until a revision is rejected for it."""
+    evaluator_max_tries: int = 6
+    """Five minutes of pauses, and half an hour without any engine, until a revision is rejected for it."""
 
     evaluator_concurrency: int = 8
     """Requests at once to one engine: more than one, so that rows of base and adapter share its batches, and few

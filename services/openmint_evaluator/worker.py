@@ -32,7 +32,7 @@ SUITE = "gate"
 
 @dataclass(frozen=True, slots=True)
 class WorkerLimits:
-    """How long things may take. `retry_s` is the pause before a revision is tried again."""
+    """How long things may take. `retry_s` is the pause after the first failed try, and doubles with each."""
 
     lease_s: float
     poll_s: float
@@ -136,9 +136,10 @@ class EvaluationWorker:
         if revision.tries >= min(self._limits.max_tries, MAX_TRIES):
             await self._record(subject, self._without_measurement(subject, detail))
             return
-        log.warning("evaluation.postponed", tries=revision.tries, retry_s=self._limits.retry_s, error=detail)
+        retry_s = self._limits.retry_s * 2 ** (revision.tries - 1)
+        log.warning("evaluation.postponed", tries=revision.tries, retry_s=retry_s, error=detail)
         async with self._catalog.connection() as conn:
-            await revisions.heartbeat_revision(conn, revision.revision_id, revision.fence, self._limits.retry_s)
+            await revisions.heartbeat_revision(conn, revision.revision_id, revision.fence, retry_s)
 
     def _without_measurement(self, subject: Subject, detail: str) -> Report:
         verdict = could_not_evaluate(subject.revision.tries, detail)
