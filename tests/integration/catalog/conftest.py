@@ -2,17 +2,52 @@
 
 import hashlib
 import itertools
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import asyncpg
 import pytest
 
-from openmint.catalog import Catalog, bases, checkpoints, jobs, revisions, tenants
+from openmint.catalog import Catalog, bases, checkpoints, jobs, migrate, revisions, tenants
 from openmint.catalog.rows import Checkpoint, Job, Revision
 from openmint.identifiers import digest_from_hex
 
 BASE = "tiny"
 LEASE_S = 60.0
+
+WIPE = """
+    set session_replication_role = replica;
+    do $$ declare name text; begin
+        for name in select tablename from pg_tables where schemaname = 'public'
+            and tablename not in ('schema_version', 'transitions')
+        loop execute format('delete from %I', name); end loop;
+    end $$;
+    reset session_replication_role
+"""
+"""Deleting a few rows is ten times cheaper than a database of one's own; these tests are many."""
+
+
+@pytest.fixture(scope="session")
+async def catalog_tests_dsn(postgres_template: str) -> str:
+    """One migrated database that the tests of this folder share, one after the other."""
+    name = "openmint_catalog_tests"
+    connection = await asyncpg.connect(postgres_template, timeout=30)
+    await connection.execute(f"create database {name}")
+    await connection.close()
+    dsn = f"{postgres_template.rpartition('/')[0]}/{name}"
+    await migrate(dsn)
+    return dsn
+
+
+@pytest.fixture
+async def catalog(catalog_tests_dsn: str) -> AsyncIterator[Catalog]:
+    """The catalogue, with nothing in it."""
+    opened = await Catalog.open(catalog_tests_dsn, min_size=1, max_size=8)
+    async with opened.connection() as conn:
+        await conn.execute(WIPE)
+    yield opened
+    await opened.close()
 
 
 @dataclass

@@ -53,8 +53,8 @@ async def _rows_so_far(conn: Any) -> int:
 
 
 @pytest.fixture
-async def crowd(catalog: Catalog) -> AsyncIterator[Crowd]:
-    connection = await asyncpg.connect(catalog.dsn, timeout=60)
+async def crowd(fresh_dsn: str) -> AsyncIterator[Crowd]:
+    connection = await asyncpg.connect(fresh_dsn, timeout=60)
     await connection.execute("set session_replication_role = replica")
     now = datetime.now(UTC) - timedelta(hours=1)
     lots = [UUID(int=(1 << 100) + number) for number in range(POLICIES)]
@@ -135,7 +135,9 @@ async def crowd(catalog: Catalog) -> AsyncIterator[Crowd]:
     )
     await connection.execute("vacuum analyze")
     await connection.close()
+    catalog = await Catalog.open(fresh_dsn)
     yield Crowd(catalog, lots)
+    await catalog.close()
 
 
 def _artefact(number: int, digests: list[bytes]) -> tuple[Any, ...]:

@@ -30,7 +30,7 @@ from openmint.events import Cause
 from openmint.identifiers import digest_from_hex, new_id
 
 BOUNDED = settings(
-    max_examples=30,
+    max_examples=15,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
