@@ -2,8 +2,9 @@
 
 import asyncio
 import contextlib
+import signal
 import socket
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 
 import structlog
 import uvicorn
@@ -18,6 +19,8 @@ from openmint.clock import WallClock
 from openmint.engines.loads import LoadWaiter
 from openmint.engines.residency import ResidencyView
 from openmint.engines.resident_list import HostLists
+from openmint.health import reporting_health
+from openmint.identifiers import new_id
 from openmint.local_stack.plan import secret_file
 from openmint.logs import configure_logging
 from openmint_gateway.alias_feed import AliasFeed
@@ -27,6 +30,7 @@ from openmint_gateway.cache_salt import CacheSalts
 from openmint_gateway.catalog_names import CatalogNames
 from openmint_gateway.control.application import make_control_api
 from openmint_gateway.control.front import ControlFront
+from openmint_gateway.control.health import health_checks
 from openmint_gateway.control.parts import ControlParts
 from openmint_gateway.dispatcher import Dispatcher
 from openmint_gateway.engine_client import AiohttpEngineClient
@@ -80,9 +84,9 @@ async def gateway_app(settings: GatewaySettings) -> AsyncGenerator[AsgiApp]:
         await _start_broker(broker, stack)
         await stack.enter_async_context(_running(OutboxRelay(catalog.pool, bus, SERVICE).run()))
         await stack.enter_async_context(_running(usage.run()))
-        api = make_control_api(
-            ControlParts(settings, catalog, store, bus, intake, keys, resolver, bases, fleet, metrics, pepper)
-        )
+        parts = ControlParts(settings, catalog, store, bus, intake, keys, resolver, bases, fleet, metrics, pepper)
+        await stack.enter_async_context(reporting_health(health_checks(parts)))
+        api = make_control_api(parts)
         api.openapi = make_openapi
         yield HotPath(
             ControlFront(api, settings.upload_bytes_max),
@@ -108,9 +112,18 @@ async def gateway_app(settings: GatewaySettings) -> AsyncGenerator[AsgiApp]:
         )
 
 
-def make_server(app: AsgiApp) -> uvicorn.Server:
+class GatewayServer(uvicorn.Server):
+    """uvicorn without its signal handlers: they raise the signal again at the end, and nothing would be flushed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `serve`."""
+        yield
+
+
+def make_server(app: AsgiApp) -> GatewayServer:
     """uvicorn as the gateway needs it: C parsers, no access log of its own, no buffering."""
-    return uvicorn.Server(
+    return GatewayServer(
         uvicorn.Config(
             app,
             http="httptools",
@@ -126,11 +139,20 @@ def make_server(app: AsgiApp) -> uvicorn.Server:
 
 
 async def serve(settings: GatewaySettings) -> None:
-    """Serve until SIGTERM or SIGINT."""
-    with socket.create_server((settings.host, settings.port), backlog=2048, reuse_port=False) as listener:
+    """Serve until SIGTERM or SIGINT; a second one cuts requests off."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server((settings.host, settings.port), backlog=2048) as listener:
         async with gateway_app(settings) as app:
-            log.info("gateway.started", host=settings.host, port=settings.port)
-            await make_server(app).serve(sockets=[listener])
+            server = make_server(app)
+
+            def stop() -> None:
+                server.force_exit = server.should_exit
+                server.should_exit = True
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, stop)
+            log.info("gateway.started", host=settings.host, port=listener.getsockname()[1])
+            await server.serve(sockets=[listener])
     log.info("gateway.stopped")
 
 
@@ -138,7 +160,7 @@ async def _start_fleet(settings: GatewaySettings, bus: Bus, stack: contextlib.As
     view = ResidencyView(HostLists(settings.engine_read_key.get_secret_value()))
     await view.start(bus)
     stack.push_async_callback(view.close)
-    waiter = LoadWaiter(bus, view, name=settings.part)
+    waiter = LoadWaiter(bus, view, name=f"{settings.part}-{new_id().hex[-12:]}")
     await waiter.start()
     stack.push_async_callback(waiter.close)
     return Fleet(view, waiter, bus)

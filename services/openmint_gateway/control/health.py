@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from openmint.health import run_checks
+from openmint.health import Check, run_checks
 from openmint_gateway.control.parts import ControlParts, Parts
 
 router = APIRouter(tags=["health"])
@@ -17,7 +17,7 @@ async def healthz() -> dict[str, str]:
 @router.get("/readyz", responses={503: {"description": "A part that is needed does not answer"}})
 async def readyz(parts: Parts, response: Response) -> dict[str, bool]:
     """The catalogue and the bus answer. Known names are served without them; new work is not taken."""
-    answers = await run_checks({"catalog": lambda: _catalog_answers(parts), "bus": lambda: _bus_answers(parts)})
+    answers = await run_checks(health_checks(parts))
     if not all(answers.values()):
         response.status_code = 503
     return answers
@@ -27,6 +27,11 @@ async def readyz(parts: Parts, response: Response) -> dict[str, bool]:
 async def metrics(parts: Parts) -> Response:
     """Prometheus metrics of this process."""
     return Response(parts.metrics.page(), media_type="text/plain; version=0.0.4")
+
+
+def health_checks(parts: ControlParts) -> dict[str, Check]:
+    """What this process needs to take in new work."""
+    return {"catalog": lambda: _catalog_answers(parts), "bus": lambda: _bus_answers(parts)}
 
 
 async def _catalog_answers(parts: ControlParts) -> bool:

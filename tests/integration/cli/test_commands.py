@@ -1,6 +1,8 @@
 """`openmint` as a person and as a program call it: exit codes, one line per error, JSON."""
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -10,51 +12,71 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from openmint.bus.connection import Bus
 from openmint.bus.dead_letters import bury
 from openmint.bus.messages import RawMessage
-from openmint.embedded.nats_server import EmbeddedNats
+from openmint.cli.main import main
 from openmint.errors import BadEvent
 from openmint.settings import CommonSettings
 
 
-@dataclass
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 class Shell:
-    """A shell in which this test's bus and catalogue are set."""
+    """Runs commands in this process, in a thread of their own: an interpreter for each would take most of the time."""
 
-    environment: dict[str, str]
-
-    async def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        return await asyncio.to_thread(
-            subprocess.run,
-            [sys.executable, "-m", "openmint.cli.main", *arguments],
-            capture_output=True,
-            text=True,
-            env=self.environment,
-            timeout=60,
-            check=False,
-        )
+    async def run(self, *arguments: str) -> Done:
+        return await asyncio.to_thread(self._run, arguments)
 
     async def json(self, *arguments: str) -> Any:
         done = await self.run(*arguments, "--json")
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)
 
+    def _run(self, arguments: tuple[str, ...]) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        code: object = 0
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.setattr(sys, "argv", ["openmint", *arguments])
+            try:
+                main()
+            except SystemExit as ended:
+                code = ended.code
+            finally:
+                structlog.reset_defaults()
+        return Done(int(str(code or 0)), out.getvalue(), err.getvalue())
+
 
 @pytest.fixture
-def shell(settings: CommonSettings, nats_server: EmbeddedNats, tmp_path: Path) -> Shell:
-    return Shell(
-        {
-            **{name: value for name, value in os.environ.items() if not name.startswith("OPENMINT_")},
-            "OPENMINT_STATE_DIR": str(tmp_path),
-            "OPENMINT_NATS_URL": settings.nats_url,
-            "OPENMINT_NATS_USER": settings.nats_user,
-            "OPENMINT_NATS_PASSWORD": settings.nats_password,
-            "OPENMINT_POSTGRES_DSN": settings.postgres_dsn,
-            "OPENMINT_URL": "http://127.0.0.1:9",
-        }
-    )
+def shell(settings: CommonSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell in which this test's bus and catalogue are set."""
+    for name in list(os.environ):
+        if name.startswith("OPENMINT_"):
+            monkeypatch.delenv(name)
+    values = {
+        "STATE_DIR": str(tmp_path),
+        "NATS_URL": settings.nats_url,
+        "NATS_USER": settings.nats_user,
+        "NATS_PASSWORD": settings.nats_password,
+        "POSTGRES_DSN": settings.postgres_dsn,
+        "URL": "http://127.0.0.1:9",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"OPENMINT_{name}", value)
+    return Shell()
 
 
 async def test_keys_are_made_listed_and_revoked_by_the_operator(shell: Shell, tmp_path: Path):
@@ -107,8 +129,10 @@ async def test_an_error_is_one_line_that_names_the_culprit(shell: Shell, argumen
     assert "Traceback" not in done.stderr
 
 
-async def test_a_gateway_that_is_away_is_said_and_means_try_again(shell: Shell, tmp_path: Path):
-    shell.environment["OPENMINT_KEY"] = "om.x"
+async def test_a_gateway_that_is_away_is_said_and_means_try_again(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPENMINT_KEY", "om.x")
     done = await shell.run("policies")
     assert done.returncode == 3
     assert "http://127.0.0.1:9" in done.stderr
@@ -129,6 +153,6 @@ async def test_the_doctor_names_what_is_wrong(shell: Shell, bus: Bus):
 
 async def test_no_command_imports_torch_and_help_is_quick(shell: Shell):
     code = "import sys; import openmint.cli.main; sys.exit('torch' in sys.modules or 'asyncpg' in sys.modules)"
-    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], env=shell.environment, check=False)
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=False)
     assert done.returncode == 0
     assert "promote" in (await shell.run("--help")).stdout
