@@ -272,7 +272,7 @@ class SimulatedEngine:
                 return False
             self.adapters.pop(adapter.digest, None)
             self._list_version += 1
-            await self._tell(AdapterGone(**self._residency_fields(adapter)))
+            await self._tell(self._told_gone(adapter))
             return True
         finally:
             self._applied(stamp)
@@ -304,20 +304,32 @@ class SimulatedEngine:
             adapter = self.adapters[request.digest] = SimulatedAdapter(request.digest, name)
             assert len(self.adapters) <= self.capacity
             self._list_version += 1
-            fields = self._residency_fields(adapter)
-            await self._tell(AdapterResident(**fields, url=self.url, pools=list(self.pools)))
+            await self._tell(self._told_resident(adapter))
         return AttachResult(request.digest, name, 1000 * self._timings.attach_s)
 
-    def _residency_fields(self, adapter: SimulatedAdapter) -> dict[str, object]:
+    def _told_resident(self, adapter: SimulatedAdapter) -> AdapterResident:
         self._sequence += 1
-        return {
-            "base": self.base,
-            "engine": self.name,
-            "boot_id": self.boot_id,
-            "sequence": self._sequence,
-            "digest": adapter.digest,
-            "adapter_name": adapter.name,
-        }
+        return AdapterResident(
+            base=self.base,
+            engine=self.name,
+            boot_id=self.boot_id,
+            sequence=self._sequence,
+            digest=adapter.digest,
+            adapter_name=adapter.name,
+            url=self.url,
+            pools=list(self.pools),
+        )
+
+    def _told_gone(self, adapter: SimulatedAdapter) -> AdapterGone:
+        self._sequence += 1
+        return AdapterGone(
+            base=self.base,
+            engine=self.name,
+            boot_id=self.boot_id,
+            sequence=self._sequence,
+            digest=adapter.digest,
+            adapter_name=adapter.name,
+        )
 
     def _residents(self) -> list[Resident]:
         return [Resident(a.digest, a.name, a.in_flight, 5_000_000) for a in self.adapters.values()]
