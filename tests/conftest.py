@@ -26,6 +26,8 @@ from openmint.settings import CommonSettings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+pytest_plugins = ["tests.fixtures_engine", "tests.fixtures_stack"]
+
 TEMPLATE = "openmint_template"
 _numbers = itertools.count()
 
