@@ -84,7 +84,7 @@ async def test_an_alias_move_prefetches_without_a_request(fleet, eventually):
             alias="production",
             alias_version=1,
             targets=[target],
-        )  # fmt: skip
+        )
     )
     await eventually(lambda: digest(5) in engine.adapters)
 
