@@ -16,6 +16,7 @@ from openmint.clock import Clock
 from openmint.engines.protocol import REVISION_HEADER, TENANT_HEADER, VERDICT_HEADER
 from openmint.engines.residency import Placement
 from openmint.errors import BadRequest, EngineFailed, NoEngine, Overloaded
+from openmint.identifiers import new_id
 from openmint_gateway.engine_client import EngineAnswer, EngineClient, EngineUnreachable
 from openmint_gateway.problems import JsonObject
 from openmint_gateway.waiting_room import BUSY_RETRY_AFTER_S, WaitingRoom
@@ -42,7 +43,6 @@ class RefusedByEngine(BadRequest):
 class Order:
     """A request that is ready for an engine. `revision` None asks the base model itself."""
 
-    request_id: str
     tenant: str
     base: str
     pool: str
@@ -210,7 +210,10 @@ class Dispatcher:
             found = self._placements.engines_with(order.base, order.pool, order.revision.digest)
         left = [place for place in found if (place.engine, place.adapter_name) not in avoided]
         if not left and order.revision is None:
-            raise NoEngine(f"no engine serves base model {order.base} now", retry_after_s=5.0)
+            # There is no load to wait for: ask again those that are known, until the feed drops them.
+            left = found
+            if not left:
+                raise NoEngine(f"no engine serves base model {order.base} now", retry_after_s=5.0)
         return self.work.least(left) if left else None
 
     async def _load(self, order: Order, journey: Journey, deadline_s: float) -> Placement:
@@ -276,7 +279,10 @@ class Dispatcher:
             "authorization": f"Bearer {self._engine_key}",
             "content-type": "application/json",
             TENANT_HEADER: order.tenant,
-            "x-request-id": order.request_id,
+            # Compression would hold events back.
+            "accept-encoding": "identity",
+            # Not the caller's id: an engine takes this as its own, and two of the same would collide there.
+            "x-request-id": str(new_id()),
         }
 
 

@@ -213,7 +213,6 @@ class HotPath:
                 exchange.policy, exchange.revision = str(policy), revision.digest
                 exchange.fingerprint = f"{policy}@{revision.digest}"
         return Order(
-            request_id=exchange.request_id,
             tenant=caller.tenant,
             base=base,
             pool=self._pool,

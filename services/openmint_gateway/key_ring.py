@@ -84,8 +84,13 @@ class KeyRing:
         if task is None:
             task = asyncio.create_task(self._check(name, text))
             self._asking[name] = task
-            task.add_done_callback(lambda _: self._asking.pop(name, None))
+            task.add_done_callback(lambda done: self._asked(name, done))
         return task
+
+    def _asked(self, name: bytes, task: asyncio.Task[Caller | None]) -> None:
+        self._asking.pop(name, None)
+        if not task.cancelled():
+            task.exception()  # Looked at, so that a question nobody waits for any more makes no noise.
 
     async def _check(self, name: bytes, text: str) -> Caller | None:
         caller: Caller | None = None

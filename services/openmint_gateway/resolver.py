@@ -79,6 +79,7 @@ class Resolver:
         self._of_policy: dict[tuple[str, str], set[PolicyModel]] = {}
         self._moved = asyncio.Condition()
         self._feed_heard_s = float("-inf")
+        self._feed_since_s: float | None = None
         self.hits = 0
         self.misses = 0
 
@@ -90,6 +91,8 @@ class Resolver:
     def heard(self) -> None:
         """The feed is alive: whatever it would have told until now has been told."""
         self._feed_heard_s = self._clock.monotonic_s()
+        if self._feed_since_s is None:
+            self._feed_since_s = self._feed_heard_s
 
     async def resolve(self, name: PolicyModel) -> Resolved:
         """The revision that the name means now.
@@ -159,6 +162,8 @@ class Resolver:
         age_s = now_s - entry.checked_s
         if now_s - self._feed_heard_s >= FEED_SILENT_S and age_s >= RECHECK_S:
             return False
+        if self._feed_since_s is not None and entry.checked_s < self._feed_since_s:
+            return False  # Looked up before the feed was there to tell of a move.
         return not isinstance(name.selector, ByStep) or age_s < STEP_FRESH_S
 
     def _fill(self, name: PolicyModel) -> asyncio.Task[Resolution]:

@@ -66,7 +66,8 @@ class WaitingRoom:
 
     def is_contended(self, engine: str) -> bool:
         """True when somebody waits for this engine: a newcomer then queues too, and overtakes nobody."""
-        return engine in self._places
+        place = self._places.get(engine)
+        return place is not None and bool(place.tenants)
 
     async def turn(self, engine: str, tenant: str, *, first: bool = False) -> None:
         """Wait until it is this request's turn to ask the engine. `first`: it has had its turn and was sent back."""
@@ -74,8 +75,9 @@ class WaitingRoom:
         turn: _Turn = asyncio.get_running_loop().create_future()
         queue = place.tenants.setdefault(tenant, deque())
         if first:
+            # First of its tenant, not first of all: a tenant that has its share of the engine must not stand in the
+            # way of others for as long as it is sent back.
             queue.appendleft(turn)
-            place.tenants.move_to_end(tenant, last=False)
         else:
             queue.append(turn)
         if place.prober is None:

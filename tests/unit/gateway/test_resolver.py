@@ -191,3 +191,15 @@ async def test_waiting_for_a_move_to_be_visible_ends_with_it_or_at_the_deadline(
     await resolver.move(moved(2, 2))
     assert await waiting
     assert not await resolver.wait_visible(name(), 3, 0.01)
+
+
+async def test_what_was_looked_up_before_the_feed_was_there_is_looked_up_again():
+    catalogue, clock = Catalogue(resolution(1, 1)), ManualClock(1000.0)
+    resolver = Resolver(catalogue, clock)
+    await resolver.resolve(name())
+    catalogue.answer = resolution(2, 2)
+    clock.advance(0.5)
+    resolver.heard()
+    assert (await resolver.resolve(name())).revision.number == 2
+    await resolver.resolve(name())
+    assert catalogue.asked == 2
