@@ -27,7 +27,9 @@ from openmint_scheduler.messages import (
     Wanted,
 )
 
+FAST_SEEDS = 2
 SEEDS = [int(os.environ["SIMULATION_SEED"])] if "SIMULATION_SEED" in os.environ else list(range(8))
+NIGHTS = [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= FAST_SEEDS)) for seed in SEEDS]
 
 POLICIES = 60
 NIGHT_S = 60.0
@@ -269,7 +271,7 @@ def at_rest(night):
         assert set(entry.residents) == set(engine.adapters), "the ledger is not what the engine holds"
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", NIGHTS)
 def test_no_request_is_lost_and_no_invariant_breaks_under_faults(seed):
     print(f"SIMULATION_SEED={seed}")
     night = run_virtually(Night(seed).run())
@@ -280,7 +282,7 @@ def test_no_request_is_lost_and_no_invariant_breaks_under_faults(seed):
     assert quiet["load_timeout"] + quiet["overloaded"] <= 0.02 * quiet.total()
 
 
-@pytest.mark.parametrize("seed", SEEDS[:3])
+@pytest.mark.parametrize("seed", NIGHTS[:3])
 def test_without_faults_everybody_is_served_and_nothing_is_loaded_twice(seed):
     print(f"SIMULATION_SEED={seed}")
     night = run_virtually(Night(seed, faults=False, capacity=POLICIES).run())
@@ -290,7 +292,7 @@ def test_without_faults_everybody_is_served_and_nothing_is_loaded_twice(seed):
     assert max(attaches.values()) == 1
 
 
-@pytest.mark.parametrize("seed", SEEDS[:2])
+@pytest.mark.parametrize("seed", NIGHTS[:2])
 def test_far_beyond_capacity_verdicts_come_at_once_and_the_admitted_are_served(seed):
     print(f"SIMULATION_SEED={seed}")
     slow = SimulatedTimings(stage_s=0.3, gap_s=0.3)
@@ -305,6 +307,7 @@ def test_far_beyond_capacity_verdicts_come_at_once_and_the_admitted_are_served(s
     assert max(night.verdict_waits) < 0.5, "a refusal came late"
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_night():
     first, second = (run_virtually(Night(5).run()) for _ in range(2))
     assert first.outcomes == second.outcomes

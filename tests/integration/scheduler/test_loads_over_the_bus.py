@@ -45,6 +45,7 @@ async def test_a_bad_adapter_is_told_to_the_waiter_with_its_reason(fleet):
     assert (await fleet.loads.ensure_resident(fleet.order(2), 30.0)).engine == engine.name
 
 
+@pytest.mark.slow
 async def test_without_an_engine_of_the_pool_the_waiter_hears_it_before_its_deadline(fleet):
     await fleet.engine("a")
     await fleet.scheduler()
@@ -179,6 +180,7 @@ async def test_an_engine_refuses_an_older_epoch_and_its_commander_steps_back(fle
     assert shell.conductor.epoch >= 2
 
 
+@pytest.mark.slow
 async def test_a_lease_keeps_an_adapter_while_others_press_for_room(fleet):
     engine = await fleet.engine("a", capacity=1)
     await fleet.scheduler()

@@ -14,6 +14,8 @@ from nats.errors import NoRespondersError
 
 from openmint_scheduler.shell import query_subject
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def process(fleet):
