@@ -38,6 +38,7 @@ def settle(state: SchedulerState, event: StageDone | AttachDone | RemoveDone | C
 
 
 def staged(state: SchedulerState, entry: EngineEntry, sent: Stage, now_s: float) -> None:
+    """A copy is ready; the next pump attaches it."""
     entry.staging.pop(sent.digest, None)
     entry.staged[sent.digest] = StagedEntry(now_s, now_s)
     load = state.assigned_load(entry, sent.digest)
@@ -48,6 +49,7 @@ def staged(state: SchedulerState, entry: EngineEntry, sent: Stage, now_s: float)
 def attached(
     state: SchedulerState, entry: EngineEntry, sent: Attach, results: tuple[AttachResult, ...], now_s: float
 ) -> None:
+    """Each revision of a batch has its own outcome; one that is not told was refused."""
     entry.attaching = ()
     outcomes = {result.digest: result for result in results}
     for digest in (request.digest for request in sent.requests):
@@ -75,6 +77,7 @@ def attached(
 
 
 def removed(state: SchedulerState, entry: EngineEntry, sent: Remove, removed: bool, now_s: float) -> None:
+    """The place is free, or the adapter is admitted again because it was in use."""
     entry.removing.pop(sent.digest, None)
     if removed:
         state.ledger.gone(entry, sent.digest, sent.command, now_s)
@@ -90,6 +93,7 @@ def removed(state: SchedulerState, entry: EngineEntry, sent: Remove, removed: bo
 def command_failed(
     state: SchedulerState, entry: EngineEntry, sent: InFlight, failed: CommandFailed, now_s: float
 ) -> None:
+    """Whose fault was it, and where does the load go now?"""
     detail = f"{entry.engine}: {failed.detail or failed.code}"
     match sent:
         case Stage():

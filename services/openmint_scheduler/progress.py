@@ -23,6 +23,7 @@ def pump(state: SchedulerState, now_s: float) -> None:
 
 
 def place_waiting(state: SchedulerState, pool: str, queue: LoadQueue, now_s: float) -> None:
+    """Give the loads of one pool to engines, in their order, as long as any engine can take one."""
     engines = [entry for entry in state.ledger.in_pool(pool) if entry.is_usable]
     open_engines = [entry for entry in engines if state.room.has_room(entry, now_s)]
     for entry in engines:
@@ -47,6 +48,7 @@ def place_waiting(state: SchedulerState, pool: str, queue: LoadQueue, now_s: flo
 def choose(
     state: SchedulerState, load: Load, engines: list[EngineEntry], open_engines: list[EngineEntry]
 ) -> EngineEntry | None:
+    """The engine for a load, or None while there is none for this one."""
     digest = load.wanted.key.digest
     if any(digest in entry.assigned or digest in entry.removing for entry in engines):
         return None  # Another pool's load brings it, or it must first be gone.
@@ -63,6 +65,7 @@ def choose(
 
 
 def assign(state: SchedulerState, load: Load, entry: EngineEntry, now_s: float) -> None:
+    """Give a load to an engine; stage it there unless its copy is there already."""
     digest = load.wanted.key.digest
     entry.assigned[digest] = load.wanted.key
     load.engine, load.since_s = entry.engine, now_s
