@@ -33,7 +33,8 @@ MAX_LOSS = 0.05
 """How much worse than production a later revision may score: two standard errors."""
 
 MEMORY_LIMIT_GIB = 16.0
-TRAIN_ROWS = 640
+TRAIN_WORDS = 15
+"""Short sentences teach as much per second as long ones cost."""
 
 
 class DemonstrationFailed(OpenmintError):
@@ -80,8 +81,9 @@ class Demonstration:
             await bus.subscribe(f"openmint.job.*.v1.{TENANT}.>", cb=self._hear)
             await self._wait_for_engines(client)
             held_out = await self._put(client, [r.as_row() for r in split.held_out])
-            good = await self._put(client, [r.as_row() for r in split.train[:TRAIN_ROWS]])
-            poisoned = await self._put(client, [r.as_row(flipped=True) for r in split.train[:TRAIN_ROWS]])
+            short = [review for review in split.train if len(review.text.split()) <= TRAIN_WORDS]
+            good = await self._put(client, [r.as_row() for r in short])
+            poisoned = await self._put(client, [r.as_row(flipped=True) for r in short])
             return await self._live(client, bus, held_out, good, poisoned)
 
     async def _live(
@@ -196,8 +198,8 @@ class Demonstration:
             "base": BASE,
             "dataset": {"digest": data},
             "adapter": {"rank": 8, "alpha": 16},
-            "optimizer": {"learning_rate": 1e-3, "schedule": "linear"},
-            "training": {"steps": 40, "batch_rows": 16, "max_tokens_per_row": 96, "seed": seed},
+            "optimizer": {"learning_rate": 1.5e-3, "schedule": "cosine", "warmup_steps": 3},
+            "training": {"steps": 32, "batch_rows": 8, "max_tokens_per_row": 96, "seed": seed},
             "evaluation": {
                 "held_out": {"digest": held_out},
                 "scorer": "label",
