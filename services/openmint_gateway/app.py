@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 
 import structlog
 import uvicorn
@@ -116,7 +116,7 @@ class GatewayServer(uvicorn.Server):
     """uvicorn without its signal handlers: they raise the signal again at the end, and nothing would be flushed."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         """Leave signals to `serve`."""
         yield
 
