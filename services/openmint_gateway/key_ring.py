@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from openmint.catalog import Catalog, keys
 from openmint.clock import Clock
 from openmint.errors import CatalogUnavailable, Forbidden, Unauthorised
+from openmint_gateway.catalog_names import ANSWER_DEADLINE_S
 
 FRESH_S = 30.0
 """A revoked key works for at most so long; asking the catalogue for every request would make it the bottleneck."""
@@ -94,12 +95,14 @@ class KeyRing:
 
     async def _check(self, name: bytes, text: str) -> Caller | None:
         caller: Caller | None = None
-        async with self._catalog.connection() as conn:
-            try:
+        try:
+            async with asyncio.timeout(ANSWER_DEADLINE_S), self._catalog.connection() as conn:
                 key = await keys.authenticate(conn, text, pepper=self._pepper)
-                caller = Caller(key.tenant, key.key_id, key.scopes)
-            except Unauthorised:
-                caller = None
+            caller = Caller(key.tenant, key.key_id, key.scopes)
+        except Unauthorised:
+            caller = None
+        except TimeoutError as error:
+            raise CatalogUnavailable("the key was not checked in time", retry_after_s=1.0) from error
         self._known[name] = _Known(caller, self._clock.monotonic_s())
         self._known.move_to_end(name)
         while len(self._known) > MAX_KEYS:

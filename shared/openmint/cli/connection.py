@@ -1,6 +1,6 @@
 """How commands reach the gateway, and, for an operator's commands, the parts behind it."""
 
-import os
+from pydantic import SecretStr
 
 from openmint.cli.profile import read_profile
 from openmint.client import Client
@@ -18,9 +18,15 @@ def operator_settings() -> CommonSettings:
     return CommonSettings().resolve()
 
 
-def pepper(settings: CommonSettings) -> bytes:
-    """What key hashes are mixed with: the setting, or the local stack's own secret."""
+class OperatorSettings(CommonSettings):
+    """What an operator's commands need beside the addresses."""
+
+    key_pepper: SecretStr = SecretStr("")
+
+
+def pepper() -> bytes:
+    """What key hashes are mixed with: the setting (or secret file), or the local stack's own secret."""
     from openmint.local_stack.plan import secret_file
 
-    given = os.environ.get("OPENMINT_KEY_PEPPER", "")
-    return (given or secret_file(settings.state_dir, "pepper.key")).encode()
+    settings = OperatorSettings()
+    return (settings.key_pepper.get_secret_value() or secret_file(settings.state_dir, "pepper.key")).encode()

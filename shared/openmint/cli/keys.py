@@ -68,7 +68,7 @@ async def create_as_operator(tenant: str, scopes: tuple[str, ...], label: str) -
     catalog = await Catalog.open(settings.postgres_dsn, max_size=1)
     try:
         async with catalog.transaction() as conn:
-            text, key = await keys.create_key(conn, tenant, scopes, label=label, pepper=pepper(settings))
+            text, key = await keys.create_key(conn, tenant, scopes, label=label, pepper=pepper())
     finally:
         await catalog.close()
     return KeyAnswer.model_validate(key, from_attributes=True).model_copy(update={"key": text})
