@@ -25,7 +25,7 @@ from openmint_scheduler.messages import (
     Unstage,
 )
 from openmint_scheduler.outcomes import settle
-from openmint_scheduler.progress import pump
+from openmint_scheduler.progress import let_go_of_evaluated, pump
 from openmint_scheduler.reports import ask_look, beat, looked, lose_engine
 from openmint_scheduler.state import SchedulerState
 from openmint_scheduler.wants import alias_turned, refresh, release, want
@@ -83,6 +83,7 @@ def pass_time(state: SchedulerState, now_s: float) -> None:
     forget_wanted(state, now_s)
     for entry in state.ledger.engines.values():
         thin_staged(state, entry)
+        let_go_of_evaluated(state, entry, now_s)
 
 
 def end_leases(state: SchedulerState, now_s: float) -> None:

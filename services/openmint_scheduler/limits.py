@@ -37,6 +37,10 @@ class Limits:
     settle_s: float = 3.0
     """A new resident is not evicted for so long: whoever waited for it must be able to use it."""
 
+    evaluation_keep_s: float = 10.0
+    """A revision that only an evaluation asked for leaves so long after its last lease was taken: the steps of one
+    evaluation follow each other within seconds, and a promotion by rule comes with the verdict."""
+
     warm_s: float = 900.0
     """How long the revisions before and after an alias move stay warm: a rollback comes within minutes."""
 

@@ -122,6 +122,32 @@ def is_look_old(state: SchedulerState, entry: EngineEntry, now_s: float) -> bool
 def make_room(state: SchedulerState, entry: EngineEntry, places: int, now_s: float) -> None:
     """Have up to so many residents removed."""
     for digest in state.room.victims(entry, places, now_s):
-        entry.removing[digest] = state.next_command()
-        name, timeout_s = entry.residents[digest].adapter_name, state.limits.remove_timeout_s
-        state.send(Remove(entry.engine, entry.boot_id, entry.removing[digest], digest, name, timeout_s))
+        remove(state, entry, digest)
+
+
+def remove(state: SchedulerState, entry: EngineEntry, digest: str) -> None:
+    """Have one resident removed."""
+    entry.removing[digest] = state.next_command()
+    name, timeout_s = entry.residents[digest].adapter_name, state.limits.remove_timeout_s
+    state.send(Remove(entry.engine, entry.boot_id, entry.removing[digest], digest, name, timeout_s))
+
+
+def let_go_of_evaluated(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
+    """Remove what an evaluation has left behind: room is for those who answer, and a rejected revision never will."""
+    left = [digest for digest in entry.residents if digest in state.only_evaluated]
+    if not left or not entry.is_usable:
+        return
+    idle = {
+        candidate.digest
+        for candidate in state.room.candidates(entry, now_s)
+        if now_s - candidate.last_wanted_s > state.limits.evaluation_keep_s
+    }
+    if not idle & set(left):
+        return
+    if is_look_old(state, entry, now_s):
+        ask_look(state, entry, now_s)
+        return
+    for digest in left:
+        if digest in idle:
+            state.only_evaluated.discard(digest)
+            remove(state, entry, digest)

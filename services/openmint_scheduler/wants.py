@@ -20,6 +20,7 @@ def want(
     patience_s = state.limits.prefetch_patience_s if waiter == PREFETCHER else 0.0
     is_new = state.interest.renew(key, waiter, load_class, deadline_s, now_s, lapse_s=patience_s)
     state.wanted[key] = wanted
+    note_use(state, key.digest, load_class)
     if is_new and waiter != PREFETCHER:
         state.demand.add(key.digest, now_s)
     if state.ledger.serving(*key):
@@ -31,6 +32,14 @@ def want(
     if is_new:
         state.note("load.coalesced", wanted, waiters=state.interest.waiters(key))
     refresh(state, load, now_s)
+
+
+def note_use(state: SchedulerState, digest: str, load_class: LoadClass) -> None:
+    """Remember whether anything but an evaluation has asked for a revision."""
+    if load_class != "evaluation":
+        state.only_evaluated.discard(digest)
+    elif not any(digest in entry.residents for entry in state.ledger.engines.values()):
+        state.only_evaluated.add(digest)
 
 
 def release(state: SchedulerState, key: LoadKey, waiter: str) -> None:
@@ -98,4 +107,5 @@ def alias_turned(state: SchedulerState, event: AliasTurned, now_s: float) -> Non
         state.warm.keep(wanted.key.digest, now_s)
     for wanted in event.targets:
         state.warm.keep(wanted.key.digest, now_s)
+        state.only_evaluated.discard(wanted.key.digest)
         prefetch(state, wanted, now_s)

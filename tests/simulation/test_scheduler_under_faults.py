@@ -103,7 +103,10 @@ class Night:
             for number in range(engines)
         ]
         by_url = {engine.url: engine for engine in self.engines}
-        self.core = CheckedCore(Limits(max_waiting=40, settle_s=0.5, warm_s=20.0), **strategies)
+        # What is only evaluated leaves early on purpose; a night without faults counts loads, and keeps it.
+        keep_s = 10.0 if faults else 1e9
+        limits = Limits(max_waiting=40, settle_s=0.5, warm_s=20.0, evaluation_keep_s=keep_s)
+        self.core = CheckedCore(limits, **strategies)
         self.conductor = Conductor(
             self.core, 1, self.clock, by_url.__getitem__, answer=self.answered, note=lambda note: None,
             time_limits=TimeLimits(stage_s=3.0, attach_s=3.0),

@@ -188,3 +188,37 @@ def test_what_happened_is_noted_for_the_log(bench):
     bench.settle()
     happenings = [note.happening for note in bench.sent(Noted)]
     assert {"engine.joined", "load.accepted", "load.coalesced", "adapter.attached"} <= set(happenings)
+
+
+def test_what_only_an_evaluation_wanted_leaves_by_itself(bench):
+    bench.engine("e1", capacity=4)
+    bench.ask(1, waiter="evaluator", load_class="evaluation", deadline_s=5.0)
+    bench.ask(2, waiter="g1", load_class="interactive", deadline_s=5.0)
+    bench.settle()
+    for _ in range(30):
+        bench.wait(1.0)
+        bench.settle()
+    assert not bench.is_resident(1)
+    assert bench.is_resident(2)
+
+
+def test_what_an_evaluation_brought_stays_once_somebody_asks_for_it(bench):
+    bench.engine("e1", capacity=4)
+    bench.ask(1, waiter="evaluator", load_class="evaluation", deadline_s=5.0)
+    bench.settle()
+    bench.ask(1, waiter="g1", load_class="interactive", deadline_s=5.0)
+    for _ in range(30):
+        bench.wait(1.0)
+        bench.settle()
+    assert bench.is_resident(1)
+
+
+def test_what_is_evaluated_leaves_no_sooner_than_its_lease(bench):
+    bench.engine("e1", capacity=4)
+    bench.ask(1, waiter="evaluator", load_class="evaluation", deadline_s=500.0)
+    bench.settle()
+    for _ in range(30):
+        bench.wait(1.0)
+        bench.ask(1, waiter="evaluator", load_class="evaluation", renew=True, deadline_s=500.0)
+        bench.settle()
+    assert bench.is_resident(1)
