@@ -51,8 +51,8 @@ podman build -q -t localhost/openmint-engine -f compose/Dockerfile --build-arg L
 
 bash compose/secrets.sh
 set -a; . compose/.env; set +a
-export OPENMINT_BASES=${OPENMINT_BASES:-$PWD/.openmint/bases}
-chmod -R a+rX "$OPENMINT_BASES"
+export OPENMINT_BASES_FOLDER=${OPENMINT_BASES_FOLDER:-$PWD/.openmint/bases}
+chmod -R a+rX "$OPENMINT_BASES_FOLDER"
 
 # podman 4.3 ignores `condition: service_healthy`, so the order is kept here.
 compose down -t 1 -v >/dev/null 2>&1 || true

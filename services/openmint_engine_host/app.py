@@ -41,7 +41,7 @@ async def serve(settings: EngineHostSettings) -> None:
     def stager(resident_digests: Callable[[], set[str]]) -> Stager:
         return Stager(source, spool, settings.run_dir / "scratch", settings.staging_concurrency, resident_digests)
 
-    async with _announcer(settings) as announcer:
+    async with contextlib.aclosing(source), _announcer(settings) as announcer:
         feed = ResidencyFeed(announcer, settings.engine_name, settings.base, base.digest, settings.pool_names)
         host = EngineHost(settings, base.digest, supervisor, stager, feed)
         control = ControlServer(host, settings.engine_control_key, settings.engine_read_key)

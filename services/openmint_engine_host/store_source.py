@@ -6,7 +6,7 @@ The last part runs in a child process with limits: a signature says who wrote a 
 from pathlib import Path
 
 from openmint.adapters.facts import WEIGHTS_FILE
-from openmint.adapters.inspection import inspect_in_child
+from openmint.adapters.inspection import Inspector
 from openmint.adapters.revision_files import fetch_revision_folder
 from openmint.adapters.signing import TrustedKeys
 from openmint.adapters.store import Store
@@ -16,9 +16,10 @@ from openmint_engine_host.staging import VerifiedAdapter
 
 
 class StoreSource:
-    """A `RevisionSource` over the store."""
+    """A `RevisionSource` over the store. Close it: one warm child checks adapter after adapter."""
 
     def __init__(self, store: Store, base: BaseFacts, keys: TrustedKeys) -> None:
+        self._inspector = Inspector()
         self._store = store
         self._base = base
         self._keys = keys
@@ -34,7 +35,11 @@ class StoreSource:
 
     async def verify(self, digest: str, folder: Path) -> VerifiedAdapter:
         """Check the adapter against the base. Raises: BadAdapter, InspectionFailed."""
-        facts = await inspect_in_child(folder, self._base, needs_manifest=True)
+        facts = await self._inspector.inspect(folder, self._base, needs_manifest=True)
         if facts.digest != digest:
             raise BadAdapter(f"{digest}: its files are those of {facts.digest}")
         return VerifiedAdapter(folder / WEIGHTS_FILE, facts.rank, facts.alpha)
+
+    async def aclose(self) -> None:
+        """End the child."""
+        await self._inspector.close()

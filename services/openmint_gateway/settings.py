@@ -34,7 +34,7 @@ class GatewaySettings(CommonSettings):
     names_cached: int = Field(default=200_000, description="Resolved names kept in memory")
     absent_names_cached: int = Field(default=50_000, description="Names known to be absent kept in memory")
 
-    max_rank: int = Field(default=64, description="Highest adapter rank that intake accepts")
+    max_rank: int = Field(default=16, description="Highest rank that intake accepts: what the engines have slots for")
     open_jobs_per_tenant: int = Field(default=500, description="Accepted and running jobs of one tenant")
     upload_bytes_max: int = Field(default=64 * 1024 * 1024, description="Largest dataset that can be put")
 

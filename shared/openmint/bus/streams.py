@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from nats.js.api import DiscardPolicy, RetentionPolicy
 
 from openmint.events import (
-    AliasMoved,
     CheckpointSaved,
     Event,
     JobAccepted,
@@ -173,7 +172,6 @@ CONSUMERS = (
     ConsumerPlan("trainer-job-accepted", "EVENTS", "trainer", JobAccepted, batch=16),
     ConsumerPlan("exporter-checkpoint-saved", "EVENTS", "exporter", CheckpointSaved, max_ack_pending=4),
     ConsumerPlan("evaluator-revision-exported", "EVENTS", "evaluator", RevisionExported, max_ack_pending=4),
-    ConsumerPlan("scheduler-alias-moved", "EVENTS", "scheduler", AliasMoved, max_ack_pending=64, batch=16),
 )
 
 
