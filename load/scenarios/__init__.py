@@ -2,7 +2,8 @@
 
 from load.scenarios.contract import Options, Scenario
 from load.scenarios.gate_errors import GATE_ERRORS
+from load.scenarios.handoff import HANDOFF
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (GATE_ERRORS,)}
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (GATE_ERRORS, HANDOFF)}
 
 __all__ = ["SCENARIOS", "Options", "Scenario"]
