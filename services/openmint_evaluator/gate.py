@@ -13,7 +13,12 @@ from openmint_evaluator.checks import Check, Outcome, at_least, at_most, figure,
 
 PARITY_MAX = 1e-3
 PARITY_MEAN = 1e-4
-"""Nats. Ordinary adapters measure 1e-4 and 1e-5 in fp32; wrong weights are orders of magnitude above."""
+"""Nats. Ordinary adapters measure 1e-4 and 1e-5 in fp32; wrong weights are orders of magnitude above.
+
+The largest difference is one token's, and grows with what the adapter does: at a mean effect of 4.2 nats one token of
+515 measured 1.6e-3 on a correct engine. So its bound is PARITY_MAX times the mean effect where that is above one nat,
+which stays three orders of magnitude below the effect; the mean's bound is fixed.
+"""
 
 APPLIED_OVER_NOISE = 10.0
 
@@ -69,9 +74,10 @@ def parity_checks(answers: Answers, reference: Reference, is_no_op: bool) -> lis
     if agreement.non_finite or noise.non_finite:
         return [_non_finite("parity_finite", agreement.non_finite, noise.non_finite, agreement.tokens)]
     suspect = _suspect(answers, reference, noise.mean)
+    strength = max(1.0, measure_agreement(reference.right, reference.base).mean)
     over = f"over {agreement.tokens} tokens, engine in fp32 against stock PEFT"
     checks = [
-        at_most("parity_max", agreement.maximum, PARITY_MAX, "nats", f"largest difference {over}", suspect),
+        at_most("parity_max", agreement.maximum, PARITY_MAX * strength, "nats", f"largest difference {over}", suspect),
         at_most("parity_mean", agreement.mean, PARITY_MEAN, "nats", f"mean difference {over}", suspect),
         at_most(
             "base_rows_mean",

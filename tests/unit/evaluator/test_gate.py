@@ -128,3 +128,14 @@ def test_too_weak_an_effect_passes_on_parity_but_never_on_the_serving_check_alon
     alone = decide(serving)
     assert not alone.passed
     assert "nothing proves" in alone.reasons[0]
+
+
+def one_token_off(values: Sequence[float], by: float) -> list[float]:
+    return [value + (by if i == 7 else 0.0) for i, value in enumerate(values)]
+
+
+@pytest.mark.parametrize(("effect", "off", "fails"), [(0.2, 2e-3, True), (5.0, 2e-3, False), (5.0, 2e-2, True)])
+def test_one_token_s_tolerance_grows_with_what_the_adapter_does(effect: float, off: float, fails: bool) -> None:
+    reference = make_reference(effect)
+    answers = Answers(adapter=one_token_off(reference.right, off), base=reference.base)
+    assert ("largest difference" in failing(parity_checks(answers, reference, is_no_op=False))) is fails
