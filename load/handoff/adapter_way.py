@@ -39,7 +39,8 @@ class HandedOff:
     folder: Path
     adapter_bytes: int
     parts_ms: dict[str, float]
-    answer: Answer
+    token: Answer
+    proof: Answer
 
 
 class Laps:
@@ -100,9 +101,10 @@ class AdapterWay:
         if attached.error:
             raise EngineFailed(f"attach: {attached.error}")
         attach_ms = laps.lap_ms()
-        answer = await ask(engine.client, attached.adapter_name)
+        token = await ask(engine.client, attached.adapter_name)
         times = (export_ms, store_ms, event_ms, stage_ms, attach_ms, laps.lap_ms())
-        return HandedOff(folder, _bytes_of(folder), dict(zip(PARTS, times, strict=True)), answer)
+        proof = await ask(engine.client, attached.adapter_name, with_proof=True)
+        return HandedOff(folder, _bytes_of(folder), dict(zip(PARTS, times, strict=True)), token, proof)
 
     def _stamp(self) -> CommandStamp:
         self._commands += 1

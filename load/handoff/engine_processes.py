@@ -192,9 +192,9 @@ class StockEngine:
                 raise EngineFailed(f"stock vLLM did not answer in {START_TIMEOUT_S:g} s")
             await asyncio.sleep(POLL_S)
 
-    async def ask(self) -> Answer:
+    async def ask(self, *, with_proof: bool = False) -> Answer:
         """One token. Raises: httpx.HTTPError."""
-        return await ask(self._client, self.NAME)
+        return await ask(self._client, self.NAME, with_proof=with_proof)
 
     async def reload(self, model_folder: Path) -> None:
         """Put other weights into the running engine, and forget what it cached of the former ones.

@@ -38,9 +38,12 @@ FULL_ROUNDS, QUICK_ROUNDS = 5, 3
 RESTART_EVERY = 2
 """A start costs most of a minute: three of five rounds have one, two of three."""
 
+SETTLE_S = 2.0
+"""Before anything is timed: a vLLM worker spins on its core for a second after a request."""
+
 
 @dataclass(frozen=True, slots=True)
-class _Merged:
+class Merged:
     """One revision as merged weights. Times are to the first token, merge and save not included."""
 
     merge_ms: float
@@ -48,10 +51,12 @@ class _Merged:
     merged_bytes: int
     reload_ms: float
     reload_token_ms: float
+    token: "Answer"
+    proof: "Answer"
     restart_ms: float | None
-    answer: "Answer"
-    restart_answer: "Answer | None"
-    exact_answer: "Answer"
+    restart_token: "Answer | None"
+    restart_proof: "Answer | None"
+    exact_proof: "Answer"
 
     @property
     def in_place_ms(self) -> float:
@@ -60,11 +65,11 @@ class _Merged:
 
 
 @dataclass(slots=True)
-class _Rounds:
+class Rounds:
     """Adapter and merged weights of the same revisions, in pairs."""
 
-    base_answer: "Answer"
-    pairs: "list[tuple[HandedOff, _Merged]]" = field(default_factory=list)
+    base_proof: "Answer"
+    pairs: "list[tuple[HandedOff, Merged]]" = field(default_factory=list)
 
 
 def run(options: Options, report: ReportBuilder) -> None:
@@ -79,10 +84,10 @@ def run(options: Options, report: ReportBuilder) -> None:
         rounds = asyncio.run(_race(options, base_folder, state_dir))
     finally:
         shutil.rmtree(state_dir, ignore_errors=True)
-    _tell(rounds, report)
+    tell(rounds, report)
 
 
-async def _race(options: Options, base_folder: Path, state_dir: Path) -> _Rounds:
+async def _race(options: Options, base_folder: Path, state_dir: Path) -> Rounds:
     from load.handoff.adapter_way import open_adapter_way
     from load.handoff.answers import ask
     from load.handoff.engine_processes import OpenmintEngine, StockEngine
@@ -98,11 +103,12 @@ async def _race(options: Options, base_folder: Path, state_dir: Path) -> _Rounds
         way = await stack.enter_async_context(open_adapter_way(base, state_dir, ours))
         await ours.until_ready()
         await stock.first_answer()
-        rounds = _Rounds(await ask(ours.client, base.name))
+        rounds = Rounds(await ask(ours.client, base.name, with_proof=True))
         count = QUICK_ROUNDS if options.is_quick else FULL_ROUNDS
         for number in range(count + 1):
             folder = state_dir / f"round-{number}"
             checkpoint = write_checkpoint(_made(folder) / "checkpoint.safetensors", base, options.seed + number)
+            await asyncio.sleep(SETTLE_S)
             handed_off = await way.hand_off(checkpoint, _made(folder / "adapter"))
             is_warm_up = number == 0
             with_restart = not is_warm_up and (number - 1) % RESTART_EVERY == 0
@@ -125,7 +131,7 @@ async def _merge_way(
     folder: Path,
     stock: "StockEngine",
     with_restart: bool,
-) -> _Merged:
+) -> Merged:
     import torch
 
     from load.handoff.adapter_way import Laps
@@ -136,6 +142,7 @@ async def _merge_way(
     target, exact = folder / "merged", folder / "merged-float32"
     for made in (target, exact):
         prepare_folder(base_folder, made)
+    await asyncio.sleep(SETTLE_S)
     laps = Laps()
     merged = merge(weights, adapter)
     merge_ms = laps.lap_ms()
@@ -143,31 +150,37 @@ async def _merge_way(
     save_ms = laps.lap_ms()
     await stock.reload(target)
     reload_ms = laps.lap_ms()
-    answer = await stock.ask()
+    token = await stock.ask()
     reload_token_ms = laps.lap_ms()
+    proof = await stock.ask(with_proof=True)
     restart_ms: float | None = None
-    restart_answer: Answer | None = None
+    restart_token = restart_proof = None
     if with_restart:
+        await asyncio.sleep(SETTLE_S)
         laps.lap_ms()
         async with StockEngine(target, folder / "restart.log") as started:
-            restart_answer = await started.first_answer()
+            restart_token = await started.first_answer()
             restart_ms = laps.lap_ms()
+            restart_proof = await started.ask(with_proof=True)
     save(merge(weights, adapter, torch.float32), exact)
     await stock.reload(exact)
-    return _Merged(
+    return Merged(
         merge_ms=merge_ms,
         save_ms=save_ms,
         merged_bytes=merged_bytes,
         reload_ms=reload_ms,
         reload_token_ms=reload_token_ms,
         restart_ms=restart_ms,
-        answer=answer,
-        restart_answer=restart_answer,
-        exact_answer=await stock.ask(),
+        token=token,
+        proof=proof,
+        restart_token=restart_token,
+        restart_proof=restart_proof,
+        exact_proof=await stock.ask(with_proof=True),
     )
 
 
-def _tell(rounds: _Rounds, report: ReportBuilder) -> None:
+def tell(rounds: Rounds, report: ReportBuilder) -> None:
+    """What was found, into the report."""
     from load.handoff.adapter_way import PARTS
 
     adapters = [adapter for adapter, _ in rounds.pairs]
@@ -206,26 +219,35 @@ def _tell(rounds: _Rounds, report: ReportBuilder) -> None:
     report.note("the reload in place is vLLM's development route, whose requests in flight would mix two revisions")
 
 
-def _prove(rounds: _Rounds, report: ReportBuilder) -> None:
+def _prove(rounds: Rounds, report: ReportBuilder) -> None:
     """That each way's first token came from the revision of its round."""
     from load.handoff.answers import largest_difference, mean_difference
 
-    base = rounds.base_answer.logprobs
-    pairs = rounds.pairs
-    changed = [mean_difference(adapter.answer.logprobs, base) for adapter, _ in pairs]
-    report.measure("revision against base, mean of the text", "nats", changed)
-    report.check_at_least("least difference of an adapter's answer from the base's", min(changed), OTHER_NATS, "nats")
-    reloaded = [mean_difference(merged.answer.logprobs, base) for _, merged in pairs]
-    report.check_at_least("least difference of a reloaded engine's from the base's", min(reloaded), OTHER_NATS, "nats")
-    exact = [largest_difference(adapter.answer.logprobs, merged.exact_answer.logprobs) for adapter, merged in pairs]
-    report.check_at_most("adapter against a float32 merge reloaded in place", max(exact), SAME_NATS, "nats, not timed")
-    same = [
-        largest_difference(merged.answer.logprobs, merged.restart_answer.logprobs)
-        for _, merged in pairs
-        if merged.restart_answer is not None
+    base, pairs = rounds.base_proof.text_logprobs, rounds.pairs
+    ours = [adapter.proof.text_logprobs for adapter, _ in pairs]
+    reloaded = [merged.proof.text_logprobs for _, merged in pairs]
+    changed = report.measure(
+        "revision against base, mean of the text", "nats", [mean_difference(o, base) for o in ours]
+    )
+    report.check_at_least("adapter against base, the least", min(changed.samples), OTHER_NATS, "nats")
+    least = min(mean_difference(row, base) for row in reloaded)
+    report.check_at_least("reloaded engine against base, the least", least, OTHER_NATS, "nats")
+    exact = [
+        largest_difference(o, merged.exact_proof.text_logprobs) for o, (_, merged) in zip(ours, pairs, strict=True)
     ]
-    report.check_at_most("reload in place against restart, same folder", max(same), SAME_NATS, "nats")
-    rounded = [largest_difference(adapter.answer.logprobs, merged.answer.logprobs) for adapter, merged in pairs]
+    report.check_at_most("adapter against a float32 merge, reloaded", max(exact), SAME_NATS, "nats, not timed")
+    same = [
+        largest_difference(merged.proof.text_logprobs, merged.restart_proof.text_logprobs)
+        for _, merged in pairs
+        if merged.restart_proof is not None
+    ]
+    report.check_at_most("reloaded engine against restarted one", max(same), SAME_NATS, "nats, one folder")
+    timed = [(adapter.token, adapter.proof) for adapter, _ in pairs]
+    timed += [(merged.token, merged.proof) for _, merged in pairs]
+    timed += [(m.restart_token, m.restart_proof) for _, m in pairs if m.restart_token and m.restart_proof]
+    tokens = [abs(token.token_logprob - proof.token_logprob) for token, proof in timed]
+    report.check_at_most("timed tokens against those of the proofs", max(tokens), SAME_NATS, "nats")
+    rounded = [largest_difference(a, b) for a, b in zip(ours, reloaded, strict=True)]
     report.measure("what the merge's rounding changes, at most", "nats", rounded)
 
 
