@@ -11,7 +11,7 @@ class KeeperSettings(CommonSettings):
     keeper_every_s: float = 2.0
     """How often due steps and lapsed leases are looked for."""
 
-    keeper_announce_after_s: float = 10.0
+    keeper_announce_after_s: float = 30.0
     """How long a step must have been due and untold before its fact is told again. Workers look by themselves every
     few seconds, so this only helps where their look fails or their patience is long."""
 

@@ -30,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 def train(
     file: Annotated[Path | None, typer.Argument(help="The job as YAML or JSON; flags override it.")] = None,
     policy: Annotated[str | None, typer.Option(help="The policy to train; made if it is new.")] = None,
-    base: Annotated[str | None, typer.Option(help="The base model.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base model; left out: the only one there is.")] = None,
     data: Annotated[str | None, typer.Option(help="A JSON Lines file, or the digest of rows that were put.")] = None,
     held_out: Annotated[str | None, typer.Option(help="Rows for the gate: a file or a digest.")] = None,
     scorer: Annotated[str | None, typer.Option(help="label or loss.")] = None,
@@ -76,6 +76,8 @@ async def _train(
     spec: JobSpec, data: str | None, held_out: str | None, *, watch: bool, quiet: bool
 ) -> tuple[JobAnswer, JobAnswer | None]:
     async with connect() as client:
+        if "base" not in spec:
+            spec["base"] = await _only_base(client)
         if data is not None:
             spec["dataset"] = await _dataset(client, data)
         if held_out is not None:
@@ -84,6 +86,14 @@ async def _train(
         if not watch:
             return job, None
         return job, (await follow(client, [str(job.job_id)], 86_400.0, quiet=quiet))[0]
+
+
+async def _only_base(client: Client) -> str:
+    """The base model to take when none is named. Raises: BadRequest, naming the choice, when there is one to make."""
+    known = [base.name for base in await client.bases()]
+    if len(known) != 1:
+        raise BadRequest(f"name a base with --base: {', '.join(known) or 'none is known'}", field="base")
+    return known[0]
 
 
 async def _dataset(client: Client, text: str) -> JobSpec:

