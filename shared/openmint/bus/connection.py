@@ -129,7 +129,8 @@ async def connect_bus(settings: CommonSettings, name: str, timeout_s: float = CO
             log.warning("bus.error", connection=name, detail=repr(error))
 
     async def on_disconnect() -> None:
-        log.warning("bus.disconnected", connection=name)
+        if not nc.is_closed:  # Our own goodbye is no loss.
+            log.warning("bus.disconnected", connection=name)
 
     async def on_reconnect() -> None:
         log.info("bus.reconnected", connection=name)

@@ -14,6 +14,7 @@ import asyncpg
 import httpx
 import nats
 from nats.aio.client import Client as NatsClient
+from nats.errors import TimeoutError as NatsTimeout
 
 from openmint.catalog.keys import create_key
 from openmint.demo.memory import MemoryWatch
@@ -101,9 +102,7 @@ class Demonstration:
         await self._promote(client, 1)
         answer = await self._ask(client)
         check(answer.digest == first["digest"], f"the answer came from {answer.digest}, not from {first['digest']}")
-        check(
-            first["digest"] in answer.fingerprint, f"system_fingerprint {answer.fingerprint} lacks the digest"
-        )
+        check(first["digest"] in answer.fingerprint, f"system_fingerprint {answer.fingerprint} lacks the digest")
         self._told(f"   {answer.text!r} by {answer.digest[:19]} after {answer.total_ms:.0f} ms, load included")
         warm = await self._ask(client)
         self._told(f"   the same again, warm: {warm.total_ms:.0f} ms")
@@ -288,7 +287,7 @@ class Demonstration:
             while True:
                 try:
                     message = await subscription.next_msg(timeout=0.5)
-                except nats.errors.TimeoutError:
+                except NatsTimeout:
                     return found
                 found.append((message.subject.split(".")[2], json.loads(message.data)))
                 if message.metadata.sequence.stream >= last:

@@ -8,7 +8,8 @@ import psutil
 
 from openmint.local_stack import StackDown, status
 
-EVERY_S = 2.0
+EVERY_S = 10.0
+"""Summing the shared pages of gigabytes takes a core for most of a second."""
 
 
 def stack_bytes(state_dir: Path) -> int:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import nats
+from nats.errors import TimeoutError as NatsTimeout
 
 from openmint.settings import CommonSettings
 
@@ -51,7 +52,7 @@ async def read_timeline(settings: CommonSettings, tenant: str, policy: str) -> l
         while True:
             try:
                 message = await subscription.next_msg(timeout=1.0)
-            except nats.errors.TimeoutError:
+            except NatsTimeout:
                 break
             body = json.loads(message.data)
             if body.get("policy") == policy and body["event_id"] not in seen:
