@@ -4,6 +4,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 STATE ?= .openmint
+# Two workers: half of what these tests do is to wait for a server.
+FAST := -m "not engine and not slow" -n 2 --dist loadfile -q
 
 .PHONY: help install base demo up down test test-fast lint format types schemas lock compose-test helm-check load clean
 
@@ -26,16 +28,18 @@ down: ## Stop the local stack
 	@$(PY) -m openmint.cli.main down
 
 test: base lint ## Everything: real NATS, Postgres and vLLM
-	@$(PY) -m pytest
+	@$(PY) -m pytest $(FAST)
+	@$(PY) -m pytest -m "engine or slow"
 
 test-fast: install ## Everything that needs no engine and takes no minutes
-	@$(PY) -m pytest -m "not engine and not slow"
+	@$(PY) -m pytest $(FAST)
 
 lint: install ## Style, types and import borders
 	@.venv/bin/ruff check shared services tests load
 	@.venv/bin/ruff format --check shared services tests load
 	@.venv/bin/basedpyright
-	@.venv/bin/lint-imports --no-logo 2>/dev/null || .venv/bin/lint-imports
+	@.venv/bin/lint-imports --no-logo >/dev/null || .venv/bin/lint-imports
+	@$(PY) -m openmint.events.registry --check schemas
 
 format: install ## Put the code into its canonical form
 	@.venv/bin/ruff check --fix shared services tests load

@@ -134,20 +134,15 @@ def remove(state: SchedulerState, entry: EngineEntry, digest: str) -> None:
 
 def let_go_of_evaluated(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
     """Remove what an evaluation has left behind: room is for those who answer, and a rejected revision never will."""
-    left = [digest for digest in entry.residents if digest in state.only_evaluated]
+    last_s = state.only_evaluated
+    left = {d for d in entry.residents if d in last_s and now_s - last_s[d] > state.limits.evaluation_keep_s}
+    if left and entry.is_usable:
+        left &= {candidate.digest for candidate in state.room.candidates(entry, now_s)}
     if not left or not entry.is_usable:
-        return
-    idle = {
-        candidate.digest
-        for candidate in state.room.candidates(entry, now_s)
-        if now_s - candidate.last_wanted_s > state.limits.evaluation_keep_s
-    }
-    if not idle & set(left):
         return
     if is_look_old(state, entry, now_s):
         ask_look(state, entry, now_s)
         return
-    for digest in left:
-        if digest in idle:
-            state.only_evaluated.discard(digest)
-            remove(state, entry, digest)
+    for digest in sorted(left):
+        del state.only_evaluated[digest]
+        remove(state, entry, digest)

@@ -48,8 +48,8 @@ class SchedulerState:
         self.resting: dict[LoadKey, Load] = {}
         self.paces: dict[str, Pace] = {}
         self.demand = DemandMeter()
-        self.only_evaluated: set[str] = set()
-        """Revisions that only an evaluation has asked for: nobody answers with them yet."""
+        self.only_evaluated: dict[str, float] = {}
+        """Revisions that only an evaluation has asked for, with when it last held them: nobody answers with them yet."""
         self.warm = WarmBook(limits.warm_s, limits.warm_share)
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)

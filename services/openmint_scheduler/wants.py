@@ -20,7 +20,7 @@ def want(
     patience_s = state.limits.prefetch_patience_s if waiter == PREFETCHER else 0.0
     is_new = state.interest.renew(key, waiter, load_class, deadline_s, now_s, lapse_s=patience_s)
     state.wanted[key] = wanted
-    note_use(state, key.digest, load_class)
+    note_use(state, key.digest, load_class, now_s)
     if is_new and waiter != PREFETCHER:
         state.demand.add(key.digest, now_s)
     if state.ledger.serving(*key):
@@ -34,12 +34,12 @@ def want(
     refresh(state, load, now_s)
 
 
-def note_use(state: SchedulerState, digest: str, load_class: LoadClass) -> None:
+def note_use(state: SchedulerState, digest: str, load_class: LoadClass, now_s: float) -> None:
     """Remember whether anything but an evaluation has asked for a revision."""
     if load_class != "evaluation":
-        state.only_evaluated.discard(digest)
-    elif not any(digest in entry.residents for entry in state.ledger.engines.values()):
-        state.only_evaluated.add(digest)
+        state.only_evaluated.pop(digest, None)
+    elif digest in state.only_evaluated or not any(digest in e.residents for e in state.ledger.engines.values()):
+        state.only_evaluated[digest] = now_s
 
 
 def release(state: SchedulerState, key: LoadKey, waiter: str) -> None:
@@ -107,5 +107,5 @@ def alias_turned(state: SchedulerState, event: AliasTurned, now_s: float) -> Non
         state.warm.keep(wanted.key.digest, now_s)
     for wanted in event.targets:
         state.warm.keep(wanted.key.digest, now_s)
-        state.only_evaluated.discard(wanted.key.digest)
+        state.only_evaluated.pop(wanted.key.digest, None)
         prefetch(state, wanted, now_s)
