@@ -49,7 +49,7 @@ class SchedulerState:
         self.paces: dict[str, Pace] = {}
         self.demand = DemandMeter()
         self.only_evaluated: dict[str, float] = {}
-        """Revisions that only an evaluation has asked for, with when it last held them: nobody answers with them yet."""
+        """Revisions that only an evaluation has asked for, and when it last held them: nobody answers with them."""
         self.warm = WarmBook(limits.warm_s, limits.warm_share)
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
