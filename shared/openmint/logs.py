@@ -45,6 +45,9 @@ def configure_logging(service: str, settings: CommonSettings) -> None:
     root.setLevel(level)
     for chatty in ("faststream", "nats", "httpx", "httpcore", "asyncio"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+        # FastStream brings a handler of its own, which would write in another form.
+        logging.getLogger(chatty).handlers.clear()
+        logging.getLogger(chatty).propagate = True
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),

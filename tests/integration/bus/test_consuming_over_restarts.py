@@ -20,6 +20,8 @@ from openmint.errors import OpenmintError
 from openmint.events import CheckpointSaved, JobStarted
 from openmint.settings import CommonSettings
 
+pytestmark = pytest.mark.slow
+
 
 async def until(condition: Callable[[], bool], timeout_s: float = 40.0) -> None:
     """Wait until it holds."""

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from uuid import uuid4
 
+import pytest
+
 from openmint.bus.connection import Bus, connect_bus
 from openmint.bus.provision import provision
 from openmint.bus.tail import Tail
@@ -81,6 +83,7 @@ async def test_progress_is_heard_without_a_stream(bus: Bus) -> None:
         await until(lambda: seen == [7])
 
 
+@pytest.mark.slow
 async def test_kill_of_the_server_costs_a_tail_nothing(nats_settings: CommonSettings, tmp_path: Path) -> None:
     server = EmbeddedNats(tmp_path)
     server.start()

@@ -45,6 +45,7 @@ async def _connect(server: EmbeddedNats) -> nats.NATS:
     return await nats.connect(server.url, user=server.user, password=server.password)
 
 
+@pytest.mark.slow
 async def test_kill_of_nats_loses_nothing_that_it_acked(bus_server: EmbeddedNats) -> None:
     client = await _connect(bus_server)
     await client.jetstream().add_stream(StreamConfig(name="S", subjects=["s.>"]))

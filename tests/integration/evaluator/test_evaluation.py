@@ -27,6 +27,8 @@ from openmint_evaluator.report import Report, ServingPath, render_text
 from openmint_evaluator.served_model import BASE_REVISION, ServedModel
 from openmint_evaluator.subject import Subject
 
+pytestmark = pytest.mark.slow
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = [{"prompt": f"Review: film {n} was quite {'fun' if n % 3 else 'dull'}\nVerdict:", "completion": c}
         for n, c in enumerate([" good", " bad"] * 12)]  # fmt: skip

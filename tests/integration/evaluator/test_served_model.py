@@ -16,6 +16,8 @@ from openmint_evaluator.probes import Probe
 from openmint_evaluator.scorers import LABEL, LOSS
 from openmint_evaluator.served_model import BASE_REVISION, ServedModel, WrongAnswerer
 
+pytestmark = pytest.mark.slow
+
 IDS = [5, 9, 300, 7, 41, 41, 12]
 
 

@@ -25,6 +25,8 @@ from openmint_evaluator.app import wired_evaluator
 from openmint_evaluator.report import Report, render_text
 from openmint_evaluator.settings import EvaluatorSettings
 
+pytestmark = pytest.mark.slow
+
 ENDED = (RevisionState.ELIGIBLE, RevisionState.REJECTED)
 ROWS = [{"prompt": f"Review: film number {n}\nVerdict:", "completion": (" good", " bad")[n % 2]} for n in range(16)]
 

@@ -26,6 +26,7 @@ async def test_two_hundred_waiters_of_one_missing_policy_are_one_stage_and_one_a
     assert engine.attaches[digest(1)] == 1
 
 
+@pytest.mark.slow
 async def test_many_policies_are_attached_in_few_batches_and_more_than_fit_evict(fleet):
     engine = await fleet.engine("a", capacity=4)
     await fleet.scheduler()
