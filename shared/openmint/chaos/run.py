@@ -101,7 +101,7 @@ def plan(options: ChaosOptions) -> StackPlan:
 
 
 def job(number: int, options: ChaosOptions) -> TrainRequested:
-    """A job of a few steps; every policy gets several, so that numbers and aliases are contended."""
+    """A job of seconds, so that a paused trainer holds one; each policy gets several: its alias is contended."""
     generator = random.Random(options.seed * 1000 + number)
     rows = [
         {"prompt": f"{a} and {b} make", "completion": f" {a + b}"}
@@ -114,7 +114,7 @@ def job(number: int, options: ChaosOptions) -> TrainRequested:
             "dataset": {"rows": rows},
             "adapter": {"rank": 4, "alpha": 8},
             "optimizer": {"learning_rate": 0.02},
-            "training": {"steps": 6, "batch_rows": 4, "max_tokens_per_row": 64, "checkpoint_every_steps": 2,
+            "training": {"steps": 80, "batch_rows": 4, "max_tokens_per_row": 64, "checkpoint_every_steps": 20,
                          "seed": number},
             "promotion": {"alias": "production", "rule": "on_pass"},
             "idempotency_key": f"chaos-{options.seed}-{number}",
