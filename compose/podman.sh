@@ -41,7 +41,7 @@ make_base_image() {
   local mirror
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 'debian/$')
   rm -rf "$lab/rootfs"
-  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip,wget bookworm \
+  debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,python3-pip,wget,libnuma1 bookworm \
     "$lab/rootfs" "$mirror" >"$lab/debootstrap.log" 2>&1 || { tail -5 "$lab/debootstrap.log" >&2; exit 1; }
   tar -C "$lab/rootfs" -c . | podman import --change 'CMD ["bash"]' - localhost/openmint-debian:bookworm >/dev/null
   rm -rf "$lab/rootfs"
