@@ -62,7 +62,8 @@ async def test_the_openai_client_completes_and_streams(world, client):
 async def test_the_openai_client_lists_models_and_asks_the_base(world, client):
     await world.resident()
     names = [model.id async for model in await client.models.list()]
-    assert names == ["tiny", world.model]
+    assert "tiny" in names
+    assert [name for name in names if "/" in name] == [world.model]
     assert (await client.models.retrieve(f"{world.model}@production")).owned_by == world.tenant
     answer = await client.chat.completions.create(model="tiny", messages=HELLO)
     assert answer.system_fingerprint == "tiny@sha256:" + "b" * 64
