@@ -55,6 +55,8 @@ def _environment(settings: EngineHostSettings, front_file: Path) -> dict[str, st
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        # Even with --enforce-eager vLLM compiles a few small functions, which takes a C++ compiler that images lack.
+        "TORCH_COMPILE_DISABLE": "1",
         "VLLM_LOG_STATS_INTERVAL": "3600",
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
     }
