@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from uuid import uuid4
 
+import pytest
 from faststream.nats import NatsBroker
 
 from openmint.bus.broker import fact_subscriber, make_broker
@@ -189,6 +190,7 @@ async def test_replaced_writer_leaves_the_message_to_its_successor(
     assert await list_dead(bus) == []
 
 
+@pytest.mark.slow
 async def test_beat_holds_the_ack_of_long_work(bus: Bus, broker: NatsBroker, a_consumer: MakeConsumer) -> None:
     plan = await a_consumer(ack_wait_s=1.5)
     calls: list[int] = []

@@ -167,6 +167,7 @@ async def test_a_busy_engine_and_an_absent_adapter_are_invisible(world, http):
     assert not world.engine.verdicts
 
 
+@pytest.mark.slow
 async def test_an_engine_that_stays_busy_gives_a_clear_503_at_the_deadline(world, http):
     await world.resident()
     world.engine.is_full = True
