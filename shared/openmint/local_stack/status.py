@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ def status(state_dir: Path) -> StackStatus:
 
 
 def up(plan: StackPlan, timeout_s: float = 300.0) -> StackStatus:
-    """Start the supervisor in the background and wait until it has started every part.
+    """Start the supervisor in the background and wait until it has started every part and the gateway answers.
 
     A stack that is already up is returned as it is. Raises: StackDown with the end of the supervisor's log when
     it ends.
@@ -88,10 +89,19 @@ def up(plan: StackPlan, timeout_s: float = 300.0) -> StackStatus:
             raise StackDown(f"the supervisor ended with code {process.returncode}:\n{tail}")
         with contextlib.suppress(StackDown):
             seen = status(plan.state_dir)
-            if seen.ready:
+            if seen.ready and ("gateway" not in plan.services or _answers(seen.gateway_url)):
                 return seen
         time.sleep(0.1)
     raise StackDown(f"the stack was not up within {timeout_s:.0f} s; see {logs / 'supervisor.log'}")
+
+
+def _answers(gateway_url: str) -> bool:
+    """Whether the gateway takes requests; what they need may still be starting, and they wait for it."""
+    try:
+        with urllib.request.urlopen(f"{gateway_url}/healthz", timeout=2) as response:
+            return response.status == 200
+    except OSError:
+        return False
 
 
 def down(state_dir: Path, timeout_s: float = 60.0) -> bool:
