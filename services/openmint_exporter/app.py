@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Coroutine
 from pathlib import Path
 
 import structlog
@@ -22,6 +21,7 @@ from openmint.errors import OpenmintError
 from openmint.events import CheckpointSaved
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
+from openmint.side_by_side import run_until_one_ends
 from openmint_exporter.handlers import Handlers
 from openmint_exporter.settings import ExporterSettings
 from openmint_exporter.worker import SERVICE, ExporterWorker, WorkerSettings
@@ -81,25 +81,12 @@ async def serve(settings: ExporterSettings) -> None:
             await broker.start()
             log.info("exporter.started", key_id=key.key_id, dtype=settings.exporter_dtype)
             async with reporting_health({"catalog": lambda: catalog_answers(catalog)}):
-                await _run_until_one_ends(_work(worker, catalog), OutboxRelay(catalog.pool, bus, SERVICE).run())
+                await run_until_one_ends(_work(worker, catalog), OutboxRelay(catalog.pool, bus, SERVICE).run())
             log.info("exporter.stopped")
     finally:
         await broker.stop()
         await bus.close()
         await catalog.close()
-
-
-async def _run_until_one_ends(*parts: Coroutine[object, object, None]) -> None:
-    """Run the parts side by side until one returns or fails; a relay that died must not go unnoticed."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            await task
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> None:

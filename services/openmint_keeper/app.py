@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-from collections.abc import Coroutine
 
 import structlog
 
@@ -13,6 +12,7 @@ from openmint.catalog.database import Catalog
 from openmint.clock import WallClock
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
+from openmint.side_by_side import run_until_one_ends
 from openmint_keeper.due_work import SERVICE
 from openmint_keeper.handlers import Rounds
 from openmint_keeper.settings import KeeperSettings
@@ -36,24 +36,11 @@ async def serve(settings: KeeperSettings) -> None:
             asyncio.get_running_loop().add_signal_handler(number, rounds.stop)
         log.info("keeper.started", every_s=settings.keeper_every_s)
         async with reporting_health({"catalog": lambda: catalog_answers(catalog)}):
-            await _run_until_one_ends(rounds.run(), OutboxRelay(catalog.pool, bus, SERVICE).run())
+            await run_until_one_ends(rounds.run(), OutboxRelay(catalog.pool, bus, SERVICE).run())
         log.info("keeper.stopped")
     finally:
         await bus.close()
         await catalog.close()
-
-
-async def _run_until_one_ends(*parts: Coroutine[object, object, None]) -> None:
-    """Run the parts side by side until one returns or fails; a relay that died must not go unnoticed."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            await task
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> None:

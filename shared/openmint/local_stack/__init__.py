@@ -4,7 +4,8 @@ The supervisor is a process of its own. It starts NATS and Postgres from wheels 
 them, starts every service and engine host, restarts what dies, and writes what it sees to `<state_dir>/stack.json`.
 """
 
-from openmint.local_stack.plan import EngineSpec, StackPlan, free_port, plan_from_environment, secret_file
+from openmint.embedded.process import free_port
+from openmint.local_stack.plan import EngineSpec, StackPlan, plan_from_environment, secret_file
 from openmint.local_stack.status import PartStatus, StackDown, StackStatus, down, status, up
 
 __all__ = [

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,13 +49,6 @@ def plan_from_environment(state_dir: Path, gateway_port: int = 8080) -> StackPla
     bases = state_dir / "bases"
     folders = tuple(sorted(p.parent for p in bases.glob("*/config.json")))
     return StackPlan(state_dir=state_dir, engines=engines, base_folders=folders, gateway_port=gateway_port)
-
-
-def free_port() -> int:
-    """A port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def stack_file(state_dir: Path) -> Path:
