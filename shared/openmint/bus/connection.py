@@ -108,8 +108,18 @@ class Bus:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             if self.nc.is_connected:
                 await self.nc.flush(timeout=2)
-        with contextlib.suppress(NatsError, OSError, asyncio.InvalidStateError):
-            await self.nc.close()
+        await disconnect(self.nc)
+
+
+async def disconnect(nc: Client) -> None:
+    """Close `nc`, whatever state its socket is in; only our own cancellation comes out of it.
+
+    A client whose reconnect was interrupted raises CancelledError from `close` to a caller whom nobody cancelled.
+    """
+    (outcome,) = await asyncio.gather(nc.close(), return_exceptions=True)
+    expected = (NatsError, OSError, asyncio.InvalidStateError, asyncio.CancelledError)
+    if isinstance(outcome, BaseException) and not isinstance(outcome, expected):
+        raise outcome
 
 
 async def connect_bus(settings: CommonSettings, name: str, timeout_s: float = CONNECT_TIMEOUT_S) -> Bus:
@@ -156,7 +166,7 @@ async def connect_bus(settings: CommonSettings, name: str, timeout_s: float = CO
             )
     except (NatsError, OSError, TimeoutError) as error:
         with contextlib.suppress(Exception):
-            await nc.close()
+            await disconnect(nc)
         reason = reasons[0] if reasons else repr(error)
         raise BusUnavailable(f"can't connect to the bus at {settings.nats_url}: {reason}", retry_after_s=1.0) from error
     return Bus(nc, name)

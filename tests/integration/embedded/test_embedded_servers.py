@@ -15,6 +15,7 @@ import nats
 import pytest
 from nats.js.api import StreamConfig
 
+from openmint.bus.connection import disconnect
 from openmint.embedded import nats_server, postgres_server
 from openmint.embedded.nats_server import EmbeddedNats, parse_version
 from openmint.embedded.postgres_server import EmbeddedPostgres
@@ -64,7 +65,7 @@ async def test_kill_of_nats_loses_nothing_that_it_acked(bus_server: EmbeddedNats
     bus_server.kill()
     publishing.cancel()
     await asyncio.gather(publishing, return_exceptions=True)
-    await client.close()
+    await disconnect(client)
     bus_server.start()
     assert bus_server.url == url
     client = await _connect(bus_server)
