@@ -218,6 +218,7 @@ class EngineHost:
             staged=len(self._stager.digests(boot.layout)),
             running=pulse["running"],
             waiting=pulse["waiting"],
+            max_running=self._settings.max_num_seqs,
         )
 
     def _condition(self, pulse: dict[str, Any]) -> EngineCondition:
@@ -226,4 +227,6 @@ class EngineHost:
 
 def residents_of(pulse: dict[str, Any]) -> tuple[Resident, ...]:
     """The adapters of a pulse or a state."""
-    return tuple(Resident(a["digest"], a["name"], a["in_flight"], a["adapter_bytes"]) for a in pulse["adapters"])
+    return tuple(
+        Resident(a["digest"], a["name"], a["in_flight"], a["adapter_bytes"], a["served"]) for a in pulse["adapters"]
+    )

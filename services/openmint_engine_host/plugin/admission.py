@@ -26,6 +26,7 @@ class ResidentAdapter:
     path: str
     adapter_bytes: int
     in_flight: int = 0
+    served: int = 0
     is_draining: bool = False
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nothing of it is in flight."""
@@ -87,6 +88,8 @@ class Admission:
         self.in_flight += sequences
         self._by_tenant[tenant] += sequences
         self.hold(adapter, sequences)
+        if adapter is not None:
+            adapter.served += 1
         return Ticket(model, adapter.digest if adapter else BASE_DIGEST, tenant, sequences)
 
     def release(self, ticket: Ticket) -> None:

@@ -77,6 +77,7 @@ class Commands:
                     "name": a.name,
                     "digest": a.digest,
                     "in_flight": a.in_flight,
+                    "served": a.served,
                     "is_draining": a.is_draining,
                     "adapter_bytes": a.adapter_bytes,
                 }

@@ -32,6 +32,8 @@ class Resident:
     adapter_name: str
     in_flight: int
     adapter_bytes: int
+    served: int = 0
+    """Requests admitted to it since it was attached: what tells how much it is wanted between two looks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ class Placement:
     url: str
     adapter_name: str
     boot_id: UUID
+    max_running: int = 0
+    """Sequences that one step of the engine takes at most; 0 when it has not told."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class KnownEngine:
     url: str
     seen_s: float
     control_url: str = ""
+    max_running: int = 0
     is_ready: bool = True
     list_hash: str = ""
     is_fetching: bool = False
@@ -98,14 +101,17 @@ class ResidencyIndex:
         known = self.engines.get(beat.engine)
         if known is None or known.boot_id != beat.boot_id:
             self.forget(beat.engine)
-            known = KnownEngine(beat.engine, beat.base, beat.boot_id, tuple(beat.pools), beat.url, now_s)
+            known = KnownEngine(
+                beat.engine, beat.base, beat.boot_id, tuple(beat.pools), beat.url, now_s, max_running=beat.max_running
+            )
             self.engines[beat.engine] = known
-        told = (beat.state == "ready", tuple(beat.pools), beat.url)
-        is_changed = told != (known.is_ready, known.pools, known.url) or not self._is_shown(known)
+        told = (beat.state == "ready", tuple(beat.pools), beat.url, beat.max_running)
+        shown = (known.is_ready, known.pools, known.url, known.max_running)
+        is_changed = told != shown or not self._is_shown(known)
         known.seen_s, known.control_url = now_s, beat.control_url
         if is_changed:
             self._hide(known)
-            known.is_ready, known.pools, known.url = told
+            known.is_ready, known.pools, known.url, known.max_running = told
             self._show(known)
         return known
 
@@ -200,7 +206,7 @@ class ResidencyIndex:
                 self._take(known, (known.base, pool, digest))
 
     def _put(self, known: KnownEngine, key: PlaceKey, adapter_name: str) -> None:
-        placement = Placement(known.engine, known.url, adapter_name, known.boot_id)
+        placement = Placement(known.engine, known.url, adapter_name, known.boot_id, known.max_running)
         self._places.setdefault(key, {})[known.engine] = placement
         for future in list(self._expected.get(key, ())):
             if not future.done():

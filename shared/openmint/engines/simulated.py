@@ -63,6 +63,7 @@ class SimulatedAdapter:
     digest: str
     name: str
     in_flight: int = 0
+    served: int = 0
     is_draining: bool = False
 
 
@@ -156,6 +157,7 @@ class SimulatedEngine:
             yield False
             return
         adapter.in_flight += 1
+        adapter.served += 1
         try:
             yield True
         finally:
@@ -183,6 +185,7 @@ class SimulatedEngine:
             staged=len(self.staged),
             running=self.running,
             waiting=0,
+            max_running=16,
         )
 
     def resident_list(self) -> ResidentList:
@@ -332,7 +335,7 @@ class SimulatedEngine:
         )
 
     def _residents(self) -> list[Resident]:
-        return [Resident(a.digest, a.name, a.in_flight, 5_000_000) for a in self.adapters.values()]
+        return [Resident(a.digest, a.name, a.in_flight, 5_000_000, a.served) for a in self.adapters.values()]
 
     def _list_hash(self) -> str:
         names = sorted(adapter.name for adapter in self.adapters.values())

@@ -166,6 +166,7 @@ class EngineHeartbeat(Fact):
     staged: int = 0
     running: int = 0
     waiting: int = 0
+    max_running: int = Field(default=0, description="Sequences that one step takes at most; 0: not told")
 
     def subject_token(self) -> str:
         return self.engine
