@@ -12,17 +12,25 @@ import signal
 _PR_SET_PDEATHSIG = 1
 
 
+ONLY_REPAIR = "OPENMINT_PLUGIN_ONLY_REPAIR"
+"""Set to 1, any vLLM on CPU gets the repaired LoRA kernels and is stock in all else: for honest comparisons."""
+
+
 def register() -> None:
-    """Entry point of `vllm.general_plugins`. Does nothing in a vLLM that no engine host started.
+    """Entry point of `vllm.general_plugins`. Does nothing in a vLLM that no engine host started, unless asked to.
 
     Raises: UnknownVllm, which stops that vLLM process.
     """
-    if os.environ.get("OPENMINT_ENGINE") != "1":
+    is_engine = os.environ.get("OPENMINT_ENGINE") == "1"
+    if not is_engine and os.environ.get(ONLY_REPAIR) != "1":
         return
-    die_with_parent()
     from openmint_engine_host.plugin.versions import open_version
 
-    open_version().install()
+    if is_engine:
+        die_with_parent()
+        open_version().install()
+    else:
+        open_version().repair_kernels()
 
 
 def die_with_parent() -> None:

@@ -5,12 +5,15 @@ back with another id kills its step loop.
 """
 
 import asyncio
+import contextlib
 import itertools
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any, cast
 
 from openmint_engine_host.plugin.admission import Admission, ResidentAdapter
+from openmint_engine_host.plugin.answers import AnswerWatch
 from openmint_engine_host.plugin.versions import installed_version
 from openmint_engine_host.plugin.versions.contract import Load, VersionModule
 
@@ -30,8 +33,9 @@ class CommandRefused(Exception):
 class Commands:
     """The commands of one boot."""
 
-    def __init__(self, admission: Admission, version: VersionModule, boot_id: str) -> None:
+    def __init__(self, admission: Admission, version: VersionModule, boot_id: str, watch: AnswerWatch) -> None:
         self._admission = admission
+        self._watch = watch
         self._version = version
         self._boot_id = boot_id
         self._ids = itertools.count(FIRST_ADAPTER_ID)
@@ -45,6 +49,7 @@ class Commands:
             ("POST", "attach"): self._attach,
             ("POST", "remove"): self._remove,
             ("POST", "probe"): self._probe,
+            ("POST", "cleanse"): self._cleanse,
             ("POST", "close"): self._close,
             ("POST", "open"): self._open,
         }
@@ -61,11 +66,12 @@ class Commands:
 
     async def _pulse(self, body: dict[str, Any], api: object) -> dict[str, Any]:
         """What the front itself knows; answers while the worker is busy."""
-        admission = self._admission
+        admission, suspicion = self._admission, self._watch.suspicion
         running = min(admission.in_flight, admission.max_running)
         return {
             "boot_id": self._boot_id,
             "closed_because": admission.closed_because,
+            "suspicion": asdict(suspicion) if suspicion else None,
             "in_flight": admission.in_flight,
             "running": running,
             "waiting": admission.in_flight - running,
@@ -211,17 +217,35 @@ class Commands:
         finally:
             self._admission.let_go(adapter)
         if not math.isfinite(logprob):
+            self._watch.note(body.get("name") or "", is_finite=False)
             raise CommandRefused(502, "not_finite", f"{body.get('name') or 'the base'} answers {logprob}")
         return {"logprob": logprob}
 
+    async def look_into(self, name: str, api: object) -> None:
+        """Probe a model whose answer was odd, and the base, which shares its cache; the watch notes what is wrong."""
+        for asked in dict.fromkeys((name, "")):
+            with contextlib.suppress(CommandRefused):
+                await self._probe({"name": asked}, api)
+
+    async def _cleanse(self, body: dict[str, Any], api: object) -> dict[str, Any]:
+        """Forget every key and value of former requests; only while nothing is in flight."""
+        if self._admission.in_flight:
+            raise CommandRefused(409, "in_use", f"{self._admission.in_flight} sequences are in flight")
+        async with self._worker_lock:
+            await self._version.cleanse(api)
+        return {}
+
     async def _close(self, body: dict[str, Any], api: object) -> dict[str, Any]:
-        """Admit nothing more, with a reason; what is in flight goes on."""
+        """Admit nothing more, with a reason; what is in flight goes on. `is_examining`: suspects will be probed."""
         self._admission.closed_because = str(body.get("reason") or "the engine is draining")
+        self._watch.is_examining = bool(body.get("is_examining"))
         return {}
 
     async def _open(self, body: dict[str, Any], api: object) -> dict[str, Any]:
-        """Admit again."""
-        self._admission.closed_because = ""
+        """Admit again, unless the engine is suspect."""
+        self._watch.is_examining = False
+        suspicion = self._watch.suspicion
+        self._admission.closed_because = f"the engine is suspect: {suspicion.reason}" if suspicion else ""
         return {}
 
     async def _residency(self, api: object) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from openmint.engines.protocol import BOOT_HEADER, REVISION_HEADER, TENANT_HEADER, VERDICT_HEADER
 from openmint_engine_host.plugin import asgi
 from openmint_engine_host.plugin.admission import BASE_DIGEST, Admission, Refusal, Verdict
+from openmint_engine_host.plugin.answers import AnswerBroken, AnswerWatch, WatchedAnswer
 from openmint_engine_host.plugin.commands import CommandRefused, Commands
 from openmint_engine_host.plugin.front_settings import FrontSettings
 from openmint_engine_host.plugin.versions import open_version
@@ -33,7 +34,10 @@ class EngineFront:
         self._app = app
         self._settings = settings = FrontSettings.read()
         self._admission = Admission(settings.base, settings.max_running, settings.margin, settings.tenant_share)
-        self._commands = Commands(self._admission, open_version(), settings.boot_id)
+        self._watch = AnswerWatch(self._admission)
+        version = open_version()
+        version.watch_answers(lambda name, is_finite: self._watch.note(name, is_finite=is_finite))
+        self._commands = Commands(self._admission, version, settings.boot_id, self._watch)
         self._boot = (BOOT_HEADER, settings.boot_id)
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
@@ -62,8 +66,8 @@ class EngineFront:
         except asgi.BodyTooLarge:
             limit = self._settings.max_body_bytes
             await asgi.refuse(send, 413, "too_large", f"the body is above {limit} bytes", [("connection", "close")])
-        except asgi.ClientGone:
-            return
+        except (asgi.ClientGone, AnswerBroken):
+            return  # An answer that had begun ends without its end, which tells its reader that it is none.
 
     async def _inference(
         self, route: tuple[str, str], scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send
@@ -79,11 +83,14 @@ class EngineFront:
         if isinstance(ticket, Refusal):
             await _send_verdict(send, ticket.verdict, ticket.reason)
             return
+        name = "" if model == self._settings.base else model
+        answer = WatchedAnswer(asgi.with_headers(send, [(REVISION_HEADER, ticket.digest)]), self._watch, name)
         try:
-            send = asgi.with_headers(send, [(REVISION_HEADER, ticket.digest)])
-            await self._app(scope, asgi.replay(body, receive), send)
+            await self._app(scope, asgi.replay(body, receive), answer)
         finally:
             self._admission.release(ticket)
+        if answer.is_doubtful:
+            await self._commands.look_into(name, scope["app"].state)
 
     async def _command(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if not _same(asgi.bearer(scope), self._settings.host_key):

@@ -43,6 +43,10 @@ class WorkerExtension:
         removed = open_version().remove(self, adapter_id)
         return {"removed": removed, "residency": self.openmint_residency()}
 
+    def openmint_zero_cache(self) -> None:
+        """Forget the keys and values of all former requests."""
+        open_version().zero_cache(self)
+
     def openmint_residency(self) -> dict[str, Any]:
         """What is in host memory and in the slots, and this process's memory."""
         return {

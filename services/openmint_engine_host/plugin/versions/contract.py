@@ -4,6 +4,7 @@ Objects of vLLM pass through as `object` (a `worker`, or `api`, the state of its
 module looks inside them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,6 +18,8 @@ Capability = Literal[
     "self_test",
     "probe",
     "cpu_lora_repair",
+    "answer_watch",
+    "cleanse",
 ]
 
 
@@ -54,6 +57,10 @@ class VersionModule(Protocol):
         """Put the patches in place; run once in every vLLM process, before the model is built."""
         ...
 
+    def repair_kernels(self) -> None:
+        """Put the repair of the LoRA kernels in place and nothing else, for a vLLM that is none of openmint's."""
+        ...
+
     def module_table(self, worker: object) -> ModuleTable:
         """The modules that take LoRA in this worker, as it fused and shaped them."""
         ...
@@ -88,4 +95,16 @@ class VersionModule(Protocol):
 
     async def probe(self, api: object, load: Load | None) -> float:
         """Logprob in nats of one token answered by an adapter, or by the base. Not finite when the answer is bad."""
+        ...
+
+    def watch_answers(self, note: Callable[[str, bool], None]) -> None:
+        """Have `note(name, is_finite)` called for each token that is made, in the API process; the base is ''."""
+        ...
+
+    async def cleanse(self, api: object) -> None:
+        """Zero the key-value cache and forget cached prefixes; nothing may be running."""
+        ...
+
+    def zero_cache(self, worker: object) -> None:
+        """The worker's part of `cleanse`."""
         ...
