@@ -4,6 +4,8 @@ Deterministic and changed in place; no I/O, no clock, no randomness. A load goes
 attaching → resident; `pump`, which runs after every event, is what moves it on.
 """
 
+from itertools import islice
+
 from openmint_scheduler.endings import cancel, fail
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.limits import Limits
@@ -25,8 +27,8 @@ from openmint_scheduler.messages import (
     Unstage,
 )
 from openmint_scheduler.outcomes import settle
-from openmint_scheduler.progress import let_go_of_evaluated, pump
-from openmint_scheduler.reports import ask_look, beat, looked, lose_engine
+from openmint_scheduler.progress import MAX_LOOKS, let_go_of_evaluated, pump
+from openmint_scheduler.reports import ask_look, beat, is_look_due, looked, lose_engine
 from openmint_scheduler.state import SchedulerState
 from openmint_scheduler.wants import alias_turned, refresh, release, want
 
@@ -35,9 +37,13 @@ class LoaderScheduler:
     """See the module. `handle` is all that a shell calls; `state` is there to be read."""
 
     def __init__(
-        self, limits: Limits | None = None, placement: str = "warmest", eviction: str = "cheapest_to_lose"
+        self,
+        limits: Limits | None = None,
+        placement: str = "warmest",
+        eviction: str = "cheapest_to_lose",
+        ordering: str = "fair",
     ) -> None:
-        self.state = SchedulerState(limits or Limits(), placement, eviction)
+        self.state = SchedulerState(limits or Limits(), placement, eviction, ordering)
 
     def handle(self, event: Incoming, now_s: float) -> list[Command]:
         """Take in one event; `now_s` never goes back. The commands may overlap once started in their order."""
@@ -71,19 +77,34 @@ def pass_time(state: SchedulerState, now_s: float) -> None:
     for entry in list(state.ledger.engines.values()):
         if now_s - entry.seen_s > state.limits.silence_s:
             lose_engine(state, entry, "silent", now_s)
-        elif entry.looked_s is None or now_s - entry.looked_s > state.limits.look_s:
+        elif is_look_due(state, entry, now_s):
             ask_look(state, entry, now_s)
     end_leases(state, now_s)
     for key, load in list(state.resting.items()):
         if load.not_before_s <= now_s:
             del state.resting[key]
-            state.queue(key.pool).push(load, now_s)
-    for queue in state.queues.values():
+            state.enqueue(load, now_s)
+    for name, queue in state.queues.items():
         queue.age(now_s)
+        if queue:
+            state.restless.add(name)
+            rejudge_full(state, name)
     forget_wanted(state, now_s)
     for entry in state.ledger.engines.values():
-        thin_staged(state, entry)
-        let_go_of_evaluated(state, entry, now_s)
+        if entry.assigned:
+            state.touch(entry)
+        if len(entry.staged) > state.limits.max_staged:
+            thin_staged(state, entry)
+        if state.only_evaluated:
+            let_go_of_evaluated(state, entry, now_s)
+
+
+def rejudge_full(state: SchedulerState, name: str) -> None:
+    """Time alone opens engines: what had just come may go now, and kept copies cool down."""
+    pool = state.pool(name)
+    closed = (entry for entry in pool.engines.values() if entry.engine not in pool.open)
+    for entry in islice(closed, MAX_LOOKS):
+        state.touch(entry)
 
 
 def end_leases(state: SchedulerState, now_s: float) -> None:
@@ -93,6 +114,7 @@ def end_leases(state: SchedulerState, now_s: float) -> None:
         if key in state.loads:
             refresh(state, state.loads[key], now_s)
     for key, ending in ended:
+        state.reopen(key.digest)
         load = state.loads.get(key)
         if load is None or load.phase == "attaching":
             continue
@@ -105,8 +127,8 @@ def end_leases(state: SchedulerState, now_s: float) -> None:
 
 
 def forget_wanted(state: SchedulerState, now_s: float) -> None:
-    """Names of revisions that nobody has wanted for long."""
-    if len(state.wanted) > state.limits.refusal_memory:
+    """Names of revisions that nobody has wanted for long; most of them at once, so that it is seldom done."""
+    if len(state.wanted) > state.limits.wanted_memory:
         for key in list(state.wanted):
             if not state.interest.is_held(key) and state.demand.per_min(key.digest, now_s) < 1.0:
                 del state.wanted[key]
@@ -118,5 +140,5 @@ def thin_staged(state: SchedulerState, entry: EngineEntry) -> None:
     if surplus > 0 and entry.is_usable:
         idle = [d for d in entry.staged if d not in entry.residents and d not in entry.assigned]
         for digest in sorted(idle, key=lambda digest: (entry.staged[digest].used_s, digest))[:surplus]:
-            del entry.staged[digest]
+            state.ledger.unstaged(entry, digest)
             state.send(Unstage(entry.engine, entry.boot_id, state.next_command(), digest))

@@ -3,7 +3,7 @@
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.load_queue import Load
 from openmint_scheduler.messages import AnswerFailed, LoadKey
-from openmint_scheduler.state import PREFETCHER, SchedulerState
+from openmint_scheduler.state import PREFETCHER, REPLICATOR, SchedulerState
 
 
 def arrived(state: SchedulerState, entry: EngineEntry, digest: str, now_s: float) -> None:
@@ -13,10 +13,13 @@ def arrived(state: SchedulerState, entry: EngineEntry, digest: str, now_s: float
     for pool in entry.pools:
         key = LoadKey(pool, digest)
         load = state.loads.get(key)
-        if load is not None and (load.engine == entry.engine or load.phase != "attaching"):
+        if load is not None and (load.engine == entry.engine or not (load.phase == "attaching" or load.is_replica)):
             finish(state, load)
             state.pace(pool).finished(now_s, are_others_waiting=len(state.queue(pool)) > 0)
         state.interest.release(key, PREFETCHER)
+        entry.evictable_s = None
+        if load is not None and load.is_replica and load.engine == "":
+            state.interest.release(key, REPLICATOR)
 
 
 def refuse(state: SchedulerState, digest: str, detail: str, now_s: float) -> None:
@@ -61,7 +64,7 @@ def try_again(
     if load.not_before_s > now_s:
         state.resting[load.wanted.key] = load
     else:
-        state.queue(load.wanted.key.pool).push(load, now_s)
+        state.enqueue(load, now_s)
 
 
 def fail(state: SchedulerState, load: Load, code: str, detail: str, retry_after_s: float | None) -> None:
@@ -91,5 +94,6 @@ def unassign(state: SchedulerState, load: Load) -> None:
     """Take a load from the engine that it was given to, if it was."""
     entry = state.ledger.engines.get(load.engine)
     if entry is not None and entry.assigned.get(load.wanted.key.digest) == load.wanted.key:
-        del entry.assigned[load.wanted.key.digest]
+        entry.unassign(load.wanted.key.digest)
+        state.touch(entry)
     load.engine = ""

@@ -49,6 +49,7 @@ def engine_beat(beat: EngineHeartbeat) -> EngineBeat:
         last_command=beat.last_command,
         running=beat.running,
         waiting=beat.waiting,
+        max_running=beat.max_running,
     )
 
 

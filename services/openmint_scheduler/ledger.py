@@ -10,6 +10,9 @@ from uuid import UUID
 from openmint.engines.protocol import EngineCondition, EngineState, Resident
 from openmint_scheduler.messages import EngineBeat, LoadKey
 
+BUSY_SMOOTHING = 0.3
+"""Of the newest look: a burst of a second does not make a revision hot, three looks do."""
+
 
 @dataclass(slots=True)
 class ResidentEntry:
@@ -22,6 +25,10 @@ class ResidentEntry:
     confirmed_s: float
     attached_s: float
     not_before_s: float = 0.0
+    served: int = 0
+    """Requests that the engine had admitted to it at the last look."""
+    busy: float = 0.0
+    """Sequences in flight, smoothed over looks."""
 
 
 @dataclass(slots=True)
@@ -65,6 +72,13 @@ class EngineEntry:
     removing: dict[str, int] = field(default_factory=dict[str, int])
     attaching: tuple[str, ...] = ()
     assigned: dict[str, LoadKey] = field(default_factory=dict[str, LoadKey])
+    coming: int = 0
+    """Of `assigned`, those that are not resident: places promised."""
+    paused_until_s: float = 0.0
+    """No attach before: its running streams have their turn."""
+    evictable: int = 0
+    evictable_s: float | None = None
+    """When `evictable` was counted; None when something has changed since."""
 
     @property
     def is_usable(self) -> bool:
@@ -79,8 +93,20 @@ class EngineEntry:
     @property
     def free(self) -> int:
         """Places that nobody has been promised; below zero when loads were promised places of residents."""
-        coming = sum(digest not in self.residents for digest in self.assigned)
-        return self.capacity - len(self.residents) - coming
+        return self.capacity - len(self.residents) - self.coming
+
+    def assign(self, digest: str, key: LoadKey) -> None:
+        """Promise a load a place."""
+        if digest not in self.assigned and digest not in self.residents:
+            self.coming += 1
+        self.assigned[digest] = key
+        self.evictable_s = None
+
+    def unassign(self, digest: str) -> None:
+        """Take the promise back."""
+        if self.assigned.pop(digest, None) is not None and digest not in self.residents:
+            self.coming -= 1
+        self.evictable_s = None
 
     def serves(self, digest: str) -> bool:
         """True when requests for the revision may go to this engine."""
@@ -88,11 +114,12 @@ class EngineEntry:
 
 
 class ResidencyLedger:
-    """All engines of one base, and where each revision is."""
+    """All engines of one base, and where each revision is, resident or staged."""
 
     def __init__(self) -> None:
         self.engines: dict[str, EngineEntry] = {}
         self._holders: dict[str, set[str]] = {}
+        self._stagers: dict[str, set[str]] = {}
 
     def beat(self, beat: EngineBeat, now_s: float) -> EngineEntry | None:
         """Take in a heartbeat; returns the former entry when this is another boot of a known engine."""
@@ -110,6 +137,7 @@ class ResidencyLedger:
             beat.pools, beat.condition, beat.capacity, beat.max_rank,
         )  # fmt: skip
         entry.running, entry.waiting, entry.seen_s = beat.running, beat.waiting, now_s
+        entry.max_running = beat.max_running or entry.max_running
         entry.last_command = max(entry.last_command, beat.last_command)
         return former
 
@@ -134,11 +162,14 @@ class ResidencyLedger:
         ]
         for digest in lost:
             self.gone(entry, digest)
+        staged = set(state.staged)
         for digest in state.staged:
-            entry.staged.setdefault(digest, StagedEntry(now_s, now_s))
+            if digest not in entry.staged:
+                self.staged(entry, digest, now_s)
         for digest, copy in list(entry.staged.items()):
-            if digest not in state.staged and copy.confirmed_s < asked_s:
-                del entry.staged[digest]
+            if digest not in staged and copy.confirmed_s < asked_s:
+                self.unstaged(entry, digest)
+        entry.evictable_s = None
         return lost
 
     def _look_at(self, entry: EngineEntry, digest: str, resident: Resident, now_s: float) -> None:
@@ -146,6 +177,7 @@ class ResidencyLedger:
         if known is not None:
             known.in_flight, known.adapter_name = resident.in_flight, resident.adapter_name
             known.adapter_bytes = resident.adapter_bytes
+            known.busy += BUSY_SMOOTHING * (resident.in_flight - known.busy)
         elif digest not in entry.removed:
             self.resident(entry, digest, resident.adapter_name, resident.adapter_bytes, 0, now_s)
             entry.residents[digest].in_flight = resident.in_flight
@@ -154,6 +186,9 @@ class ResidencyLedger:
         self, entry: EngineEntry, digest: str, adapter_name: str, adapter_bytes: int, command: int, now_s: float
     ) -> None:
         """The revision is on the engine."""
+        if digest in entry.assigned and digest not in entry.residents:
+            entry.coming -= 1
+        entry.evictable_s = None
         entry.residents[digest] = ResidentEntry(adapter_name, adapter_bytes, 0, command, now_s, now_s)
         entry.removed.pop(digest, None)
         self._holders.setdefault(digest, set()).add(entry.engine)
@@ -162,29 +197,53 @@ class ResidencyLedger:
         """The revision is off the engine; with a `command`, because of it."""
         if entry.residents.pop(digest, None) is None:
             return
+        if digest in entry.assigned:
+            entry.coming += 1
+        entry.evictable_s = None
         if command:
             entry.removed[digest] = RemovedEntry(command, now_s)
-        holders = self._holders[digest]
-        holders.discard(entry.engine)
-        if not holders:
-            del self._holders[digest]
+        _leave(self._holders, digest, entry.engine)
 
     def forget(self, engine: str) -> EngineEntry | None:
         """Drop an engine with all that it held."""
         entry = self.engines.pop(engine, None)
         if entry is not None:
             for digest in entry.residents:
-                holders = self._holders[digest]
-                holders.discard(engine)
-                if not holders:
-                    del self._holders[digest]
+                _leave(self._holders, digest, engine)
+            for digest in entry.staged:
+                _leave(self._stagers, digest, engine)
         return entry
+
+    def staged(self, entry: EngineEntry, digest: str, now_s: float) -> None:
+        """A copy lies on the engine's machine."""
+        entry.staged[digest] = StagedEntry(now_s, now_s)
+        self._stagers.setdefault(digest, set()).add(entry.engine)
+
+    def unstaged(self, entry: EngineEntry, digest: str) -> None:
+        """The copy is gone."""
+        if entry.staged.pop(digest, None) is not None:
+            _leave(self._stagers, digest, entry.engine)
+
+    def with_copy(self, pool: str, digest: str) -> list[EngineEntry]:
+        """The engines of a pool on whose machine a copy lies."""
+        stagers = self._stagers.get(digest)
+        if not stagers:
+            return []
+        return [entry for entry in map(self.engines.__getitem__, sorted(stagers)) if pool in entry.pools]
+
+    def holders(self, digest: str) -> list[EngineEntry]:
+        """The engines that hold a revision, in whatever condition they are."""
+        return [self.engines[engine] for engine in sorted(self._holders.get(digest, ()))]
 
     def serving(self, pool: str, digest: str) -> list[EngineEntry]:
         """The engines of a pool that answer with this revision."""
-        holders = (self.engines[engine] for engine in sorted(self._holders.get(digest, ())))
-        return [entry for entry in holders if pool in entry.pools and entry.serves(digest)]
+        if digest not in self._holders:
+            return []
+        return [entry for entry in self.holders(digest) if pool in entry.pools and entry.serves(digest)]
 
-    def in_pool(self, pool: str) -> list[EngineEntry]:
-        """The engines of a pool, in the order of their names."""
-        return [self.engines[engine] for engine in sorted(self.engines) if pool in self.engines[engine].pools]
+
+def _leave(places: dict[str, set[str]], digest: str, engine: str) -> None:
+    engines = places[digest]
+    engines.discard(engine)
+    if not engines:
+        del places[digest]

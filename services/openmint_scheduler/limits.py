@@ -19,6 +19,18 @@ class Limits:
     max_attach_batch: int = 32
     """Attaches in one gap: at 6 ms each, a running stream pauses for at most 0.2 s."""
 
+    attach_share: float = 0.5
+    """The part of a busy engine's time that attaching what is waited for may take: its streams get the other half."""
+
+    prefetch_attach_share: float = 0.1
+    """The same for what nobody waits for yet."""
+
+    replicates: bool = True
+    """Whether hot revisions get further copies."""
+
+    busy_look_s: float = 1.0
+    """The oldest look at an engine that is at least half full of requests."""
+
     max_staged: int = 256
     """Staged copies per engine's machine, beyond which the longest unused is dropped."""
 
@@ -79,6 +91,9 @@ class Limits:
 
     refusal_memory: int = 10_000
     """Revisions found bad that are remembered."""
+
+    wanted_memory: int = 50_000
+    """Revisions whose tenant and size are remembered after the last request for them."""
 
     min_retry_after_s: float = 1.0
     """The smallest Retry-After: sooner, nothing will have changed."""

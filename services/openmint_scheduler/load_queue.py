@@ -1,6 +1,6 @@
 """The loads of one pool that wait for an engine, in the order in which they get one.
 
-Order: class (aged), then the tenant that has had least for its weight, then the earliest deadline. Bounded.
+In what order is an `Ordering`'s to say; tenants' turns are start-time fair queueing. Bounded.
 """
 
 import heapq
@@ -11,6 +11,7 @@ from typing import Literal
 from openmint.events.serving import LoadClass
 from openmint_scheduler.limits import Limits
 from openmint_scheduler.messages import CLASS_RANKS, Wanted
+from openmint_scheduler.ordering import Ordering
 
 Phase = Literal["waiting", "staging", "staged", "attaching"]
 
@@ -19,7 +20,7 @@ Phase = Literal["waiting", "staging", "staged", "attaching"]
 class Load:
     """One load on its way. `engine` is set from `staging` on; `tries` counts what engines did wrong with it,
     `returns` how often it came back for whatever reason; a suspect was in a batch that an engine
-    did not survive, and is attached alone from then on."""
+    did not survive, and is attached alone from then on. A replica is one more copy of what answers already."""
 
     wanted: Wanted
     load_class: LoadClass
@@ -33,6 +34,7 @@ class Load:
     tries: int = 0
     returns: int = 0
     is_suspect: bool = False
+    is_replica: bool = False
     avoid: set[str] = field(default_factory=set[str])
     trouble: str = ""
 
@@ -41,11 +43,16 @@ class Load:
         return max(0, CLASS_RANKS[self.load_class] - int((now_s - self.asked_s) / ageing_s))
 
 
-class LoadQueue:
-    """Start-time fair queueing between tenants inside each class; deadlines inside each tenant."""
+EVERYBODY = ""
+"""Stands for the tenant where tenants take no turns."""
 
-    def __init__(self, limits: Limits) -> None:
+
+class LoadQueue:
+    """Lanes by class, in each lane a heap per tenant."""
+
+    def __init__(self, limits: Limits, ordering: Ordering) -> None:
         self._limits = limits
+        self._ordering = ordering
         self._entered: dict[str, tuple[int, Load]] = {}
         self._lanes: list[dict[str, list[tuple[float, int, Load]]]] = [{} for _ in CLASS_RANKS]
         self._ranks: dict[str, int] = {}
@@ -73,20 +80,31 @@ class LoadQueue:
             self._of_tenant[tenant] = self.waiting_of(tenant) + 1
         ticket = next(self._tickets)
         self._entered[digest] = (ticket, load)
-        rank = self._ranks[digest] = load.rank_at(now_s, self._limits.ageing_s)
-        heapq.heappush(self._lanes[rank].setdefault(tenant, []), (load.deadline_s, ticket, load))
+        ordering = self._ordering
+        rank = self._ranks[digest] = load.rank_at(now_s, self._limits.ageing_s) if ordering.has_classes else 0
+        heap = self._lanes[rank].setdefault(tenant if ordering.has_turns else EVERYBODY, [])
+        heapq.heappush(heap, (ordering.key(load.deadline_s, load.asked_s), ticket, load))
 
     def pop(self) -> Load | None:
         """Take the load whose turn it is, and charge its tenant."""
         for lane in self._lanes:
-            tenant = self._next_tenant(lane)
-            if tenant is not None:
-                load = heapq.heappop(lane[tenant])[2]
+            whose = self._next_tenant(lane)
+            if whose is not None:
+                load = heapq.heappop(lane[whose])[2]
                 self._leave(load)
+                tenant = load.wanted.tenant
                 start_s = max(self._round_s, self._turn_s.get(tenant, 0.0))
                 self._round_s = start_s
                 self._turn_s[tenant] = start_s + 1.0 / self._limits.tenant_weights.get(tenant, 1.0)
                 return load
+        return None
+
+    def first(self) -> Load | None:
+        """Whose turn it is; it stays."""
+        for lane in self._lanes:
+            whose = self._next_tenant(lane)
+            if whose is not None:
+                return lane[whose][0][2]
         return None
 
     def give_back(self, load: Load, now_s: float) -> None:
@@ -107,7 +125,8 @@ class LoadQueue:
     def age(self, now_s: float) -> None:
         """Raise what has waited long, and forget the turns of tenants that fell behind the round."""
         for _, load in list(self._entered.values()):
-            if load.rank_at(now_s, self._limits.ageing_s) != self._ranks[load.wanted.key.digest]:
+            is_raised = load.rank_at(now_s, self._limits.ageing_s) != self._ranks[load.wanted.key.digest]
+            if is_raised and self._ordering.has_classes:
                 self.push(load, now_s)
         self._turn_s = {t: turn_s for t, turn_s in self._turn_s.items() if turn_s > self._round_s}
 

@@ -84,6 +84,7 @@ class EngineBeat:
     last_command: int
     running: int
     waiting: int
+    max_running: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,9 @@
 
 from openmint.engines.protocol import AttachResult
 from openmint_scheduler.endings import arrived, refuse, try_again
-from openmint_scheduler.ledger import EngineEntry, StagedEntry
+from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.messages import (
+    CLASS_RANKS,
     Attach,
     AttachDone,
     CommandFailed,
@@ -14,6 +15,7 @@ from openmint_scheduler.messages import (
     Stage,
     StageDone,
 )
+from openmint_scheduler.progress import pause_after
 from openmint_scheduler.reports import DEATH_TRIES, ask_look, restore
 from openmint_scheduler.state import InFlight, SchedulerState
 
@@ -24,6 +26,7 @@ def settle(state: SchedulerState, event: StageDone | AttachDone | RemoveDone | C
     entry = state.ledger.engines.get(event.engine)
     if sent is None or entry is None or entry.boot_id != event.boot_id:
         return
+    state.touch(entry)
     match sent, event:
         case Stage(), StageDone():
             staged(state, entry, sent, now_s)
@@ -40,7 +43,7 @@ def settle(state: SchedulerState, event: StageDone | AttachDone | RemoveDone | C
 def staged(state: SchedulerState, entry: EngineEntry, sent: Stage, now_s: float) -> None:
     """A copy is ready; the next pump attaches it."""
     entry.staging.pop(sent.digest, None)
-    entry.staged[sent.digest] = StagedEntry(now_s, now_s)
+    state.ledger.staged(entry, sent.digest, now_s)
     load = state.assigned_load(entry, sent.digest)
     if load is not None and load.phase == "staging":
         load.phase, load.since_s = "staged", now_s
@@ -52,6 +55,10 @@ def attached(
     """Each revision of a batch has its own outcome; one that is not told was refused."""
     entry.attaching = ()
     outcomes = {result.digest: result for result in results}
+    attach_s = sum(result.attach_ms for result in results) / 1000.0
+    loads = [load for digest in outcomes if (load := state.assigned_load(entry, digest)) is not None]
+    best = min((CLASS_RANKS[load.load_class] for load in loads), default=0)
+    pause_after(state, entry, best, attach_s, now_s)
     for digest in (request.digest for request in sent.requests):
         result = outcomes.get(digest, AttachResult(digest, error_code="refused", error="it was not answered"))
         load = state.assigned_load(entry, digest)
@@ -67,7 +74,7 @@ def attached(
             refuse(state, digest, result.error, now_s)
         elif load is not None:
             if result.error_code == "not_staged":
-                entry.staged.pop(digest, None)
+                state.ledger.unstaged(entry, digest)
             detail = f"{entry.engine}: {result.error or result.error_code}"
             # A full engine only told us that our look at it is out of date.
             tries = 0 if result.error_code == "full" else 1
@@ -79,6 +86,7 @@ def attached(
 def removed(state: SchedulerState, entry: EngineEntry, sent: Remove, removed: bool, now_s: float) -> None:
     """The place is free, or the adapter is admitted again because it was in use."""
     entry.removing.pop(sent.digest, None)
+    entry.evictable_s = None
     if removed:
         state.ledger.gone(entry, sent.digest, sent.command, now_s)
         state.out.append(Noted("adapter.evicted", {"engine": entry.engine, "revision": sent.digest}))
@@ -114,6 +122,7 @@ def command_failed(
                     try_again(state, load, detail, now_s, tries=DEATH_TRIES, avoid=entry.engine)
         case Remove():
             entry.removing.pop(sent.digest, None)
+            entry.evictable_s = None
             if sent.digest in entry.residents:
                 entry.residents[sent.digest].not_before_s = now_s + state.limits.remove_again_s
         case FetchState():

@@ -4,6 +4,7 @@ from openmint.events.serving import SERVE_POOL
 from openmint_scheduler.endings import arrived, try_again
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.messages import EngineBeat, EngineLooked, FetchState, LoadKey, Noted
+from openmint_scheduler.replication import consider
 from openmint_scheduler.state import SchedulerState
 from openmint_scheduler.wants import accept, prefetch
 
@@ -21,8 +22,17 @@ def beat(state: SchedulerState, beat: EngineBeat, now_s: float) -> None:
     if known is not None and known.boot_id != beat.boot_id:
         lose_engine(state, known, "restarted", now_s)
     is_first = beat.engine not in state.ledger.engines
+    former_pools = known.pools if known is not None and known.boot_id == beat.boot_id else ()
+    former_shape = (known.condition, known.capacity, known.max_rank) if known is not None else None
     state.ledger.beat(beat, now_s)
     entry = state.ledger.engines[beat.engine]
+    if is_first or former_pools != entry.pools:
+        for name in former_pools:
+            state.pool(name).drop(entry.engine)
+        for name in entry.pools:
+            state.pool(name).put(entry)
+    if is_first or former_shape != (entry.condition, entry.capacity, entry.max_rank):
+        state.touch(entry)
     # A new leader's numbers go on from where the former one's ended, so that "older" keeps its meaning.
     state.last_command = max(state.last_command, beat.last_command)
     if is_first:
@@ -30,8 +40,16 @@ def beat(state: SchedulerState, beat: EngineBeat, now_s: float) -> None:
     if was_ready and beat.condition != "ready" and known is entry:
         orphan(state, entry, "left service", now_s)
         restore(state, list(entry.residents), entry, now_s)
-    if beat.list_version != entry.list_version:
+    if beat.list_version != entry.list_version or is_look_due(state, entry, now_s):
         ask_look(state, entry, now_s)
+
+
+def is_look_due(state: SchedulerState, entry: EngineEntry, now_s: float) -> bool:
+    """True when decisions rest on too old a look; on a busy engine things change faster."""
+    if entry.looked_s is None:
+        return True
+    is_busy = 2 * (entry.running + entry.waiting) >= entry.max_running
+    return now_s - entry.looked_s > (state.limits.busy_look_s if is_busy else state.limits.look_s)
 
 
 def ask_look(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
@@ -49,21 +67,27 @@ def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:
     entry = state.ledger.engines.get(seen.engine)
     if entry is None or entry.boot_id != seen.boot_id:
         return
+    state.touch(entry)
     lost = state.ledger.look(seen, event.asked_s, now_s)
     if lost:
         state.out.append(Noted("engine.lost_adapters", {"engine": entry.engine, "adapters": len(lost)}))
     for resident in seen.residents:
-        if resident.in_flight:
-            state.demand.add(resident.digest, now_s, float(resident.in_flight))
-    for digest in entry.residents:
-        arrived(state, entry, digest, now_s)
+        known = entry.residents.get(resident.digest)
+        if known is not None:
+            if resident.served > known.served:
+                state.demand.add(resident.digest, now_s, float(resident.served - known.served))
+            known.served = resident.served
+        arrived(state, entry, resident.digest, now_s)
     restore(state, lost, entry, now_s)
+    consider(state, entry, now_s)
 
 
 def lose_engine(state: SchedulerState, entry: EngineEntry, reason: str, now_s: float) -> None:
     """The engine, or this boot of it, is gone with all that it held."""
     state.out.append(Noted("engine.lost", {"engine": entry.engine, "reason": reason}))
     state.ledger.forget(entry.engine)
+    for name in entry.pools:
+        state.pool(name).drop(entry.engine)
     state.sent = {number: sent for number, sent in state.sent.items() if sent.engine != entry.engine}
     orphan(state, entry, reason, now_s, is_dead=True)
     restore(state, list(entry.residents), entry, now_s)

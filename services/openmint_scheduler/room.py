@@ -1,29 +1,33 @@
 """Making room on an engine: what may go at all, and which of it goes first."""
 
-from openmint_scheduler.demand import DemandMeter
+from typing import TYPE_CHECKING
+
 from openmint_scheduler.eviction import Candidate, Eviction
-from openmint_scheduler.interest import InterestBook
 from openmint_scheduler.ledger import EngineEntry
-from openmint_scheduler.limits import Limits
 from openmint_scheduler.messages import LoadKey
-from openmint_scheduler.warm import WarmBook
+
+if TYPE_CHECKING:
+    from openmint_scheduler.state import SchedulerState
+
+COUNT_HOLDS_S = 0.5
+"""How long a count of what may go is believed: only time itself changes it without being noticed."""
+
+PREFETCH_BELOW_PER_MIN = 0.5
+"""A prefetch pushes out only what is wanted less often than this."""
 
 
 class RoomMaker:
     """Knows every reason why a resident must stay."""
 
-    def __init__(
-        self, interest: InterestBook, warm: WarmBook, demand: DemandMeter, limits: Limits, choose: Eviction
-    ) -> None:
-        self._interest = interest
-        self._warm = warm
-        self._demand = demand
-        self._limits = limits
+    def __init__(self, state: "SchedulerState", choose: Eviction) -> None:
+        self._state = state
         self._choose = choose
 
     def candidates(self, entry: EngineEntry, now_s: float) -> list[Candidate]:
         """Residents that may go: idle, settled, not leased in any pool of the engine, not kept warm."""
-        kept = self._warm.kept_on(entry, now_s)
+        state = self._state
+        settle_s, demand, is_held = state.limits.settle_s, state.demand, state.interest.is_held
+        kept = state.warm.kept_on(entry, now_s)
         may_go: list[Candidate] = []
         for digest, resident in entry.residents.items():
             if (
@@ -32,20 +36,31 @@ class RoomMaker:
                 or digest in entry.removing
                 or digest in entry.assigned
                 or now_s < resident.not_before_s
-                or now_s - resident.attached_s < self._limits.settle_s
-                or any(self._interest.is_held(LoadKey(pool, digest)) for pool in entry.pools)
+                or now_s - resident.attached_s < settle_s
+                or any(is_held(LoadKey(pool, digest)) for pool in entry.pools)
             ):
                 continue
-            last_s = max(self._demand.last_s(digest), resident.attached_s)
-            rate = self._demand.per_min(digest, now_s)
-            may_go.append(Candidate(digest, resident.adapter_bytes, rate, last_s, digest in entry.staged))
+            last_s = max(demand.last_s(digest), resident.attached_s)
+            rate = demand.per_min(digest, now_s)
+            copies = 1 if digest in state.hot else len(state.ledger.holders(digest))
+            may_go.append(Candidate(digest, resident.adapter_bytes, rate, last_s, digest in entry.staged, copies))
+        entry.evictable, entry.evictable_s = len(may_go), now_s
         return may_go
 
     def has_room(self, entry: EngineEntry, now_s: float) -> bool:
         """True when one more load would find a place, now or after an eviction."""
         if entry.free > 0:
             return True
-        return entry.free + len(entry.removing) + len(self.candidates(entry, now_s)) > 0
+        if entry.evictable_s is None or now_s - entry.evictable_s > COUNT_HOLDS_S:
+            self.candidates(entry, now_s)
+        return entry.free + len(entry.removing) + entry.evictable > 0
+
+    def has_idle_room(self, entry: EngineEntry, now_s: float) -> bool:
+        """True when a prefetch would find a place without pushing out what is wanted."""
+        if entry.free > 0:
+            return True
+        unwanted = sum(c.demands_per_min < PREFETCH_BELOW_PER_MIN for c in self.candidates(entry, now_s))
+        return entry.free + len(entry.removing) + unwanted > 0
 
     def victims(self, entry: EngineEntry, wanted: int, now_s: float) -> list[str]:
         """Up to `wanted` residents to remove, cheapest first."""

@@ -22,6 +22,7 @@ from openmint.bus.messages import RawMessage, decode_raw
 from openmint.bus.provision import ensure_load_consumer
 from openmint.bus.tail import tail
 from openmint.clock import Clock
+from openmint.engines.scheduler_view import EVERY_LEADER, SchedulerQuery, query_subject
 from openmint.errors import CallerMistake, OpenmintError
 from openmint.events import AliasMoved, Cause, EngineHeartbeat, EngineLeft, LoadFailed, LoadRequested
 from openmint_scheduler import handlers, metrics
@@ -43,11 +44,6 @@ AGAIN_S = 0.5
 GAUGES_EVERY_S = 1.0
 
 USER_FAULTS = {"bad_adapter"}
-
-
-def query_subject(base: str) -> str:
-    """Where the leader of a base answers what it knows."""
-    return f"openmint.scheduler.query.v1.{base}"
 
 
 class BaseShell:
@@ -186,18 +182,23 @@ class BaseShell:
             conductor.tell(event)
 
         async def on_question(message: Msg) -> None:
-            seen = snapshot(conductor.core, self.base, conductor.epoch, self._clock.monotonic_s())
+            query = SchedulerQuery()
+            with contextlib.suppress(ValidationError):
+                query = SchedulerQuery.model_validate_json(message.data or b"{}")
+            seen = snapshot(conductor.core, self.base, conductor.epoch, self._clock.monotonic_s(), query)
             await message.respond(orjson.dumps(seen))
 
         nc = self._bus.nc
         interest = await nc.subscribe(f"openmint.load.interest.v1.{self.base}.>", cb=on_interest)
-        questions = await nc.subscribe(query_subject(self.base), cb=on_question)
+        questions = [
+            await nc.subscribe(subject, cb=on_question) for subject in (query_subject(self.base), EVERY_LEADER)
+        ]
         try:
             await asyncio.Event().wait()
         finally:
             with contextlib.suppress(NatsError, OSError):
-                await interest.unsubscribe()
-                await questions.unsubscribe()
+                for subscription in (interest, *questions):
+                    await subscription.unsubscribe()
 
     def _on_alias_moved(self, fact: AliasMoved) -> None:
         age_s = (datetime.now(UTC) - fact.occurred_at).total_seconds()

@@ -1,29 +1,37 @@
-"""What the core knows, for people: engines, residents, the queue with positions and expected waits."""
+"""What the core knows, for people: engines, residents, the queue with positions and expected waits.
+
+The values are those of `openmint.engines.scheduler_view.SchedulerSeen`.
+"""
 
 from typing import Any
 
+from openmint.engines.scheduler_view import SchedulerQuery
 from openmint_scheduler.core import LoaderScheduler
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.load_queue import Load
 
 MAX_LISTED = 500
-"""Loads and residents in one answer; counts are always whole."""
+"""Loads in one answer, and engines, and residents of all of them: below the bus's megabyte. Counts are whole."""
 
 
-def snapshot(core: LoaderScheduler, base: str, epoch: int, now_s: float) -> dict[str, Any]:
+def snapshot(
+    core: LoaderScheduler, base: str, epoch: int, now_s: float, query: SchedulerQuery | None = None
+) -> dict[str, Any]:
     """One look, as JSON values; ages and waits in seconds."""
-    state = core.state
+    state, query = core.state, query or SchedulerQuery()
+    engines = [] if query.tenant else [entry for _, entry in sorted(state.ledger.engines.items())][:MAX_LISTED]
+    residents_each = MAX_LISTED // max(1, len(engines)) if query.residents else 0
     return {
         "base": base,
         "epoch": epoch,
-        "engines": [_engine(entry, now_s) for _, entry in sorted(state.ledger.engines.items())],
-        "loads": _loads(core, now_s),
+        "engines": [_engine(entry, now_s, residents_each) for entry in engines],
+        "loads": _loads(core, now_s, query.tenant),
         "waiting": {pool: len(queue) for pool, queue in state.queues.items()},
         "loads_total": len(state.loads),
     }
 
 
-def _engine(entry: EngineEntry, now_s: float) -> dict[str, Any]:
+def _engine(entry: EngineEntry, now_s: float, listed: int) -> dict[str, Any]:
     residents = [
         {
             "revision": digest,
@@ -32,7 +40,7 @@ def _engine(entry: EngineEntry, now_s: float) -> dict[str, Any]:
             "adapter_bytes": resident.adapter_bytes,
             "is_leaving": digest in entry.removing,
         }
-        for digest, resident in sorted(entry.residents.items())
+        for digest, resident in sorted(entry.residents.items())[:listed]
     ]
     return {
         "engine": entry.engine,
@@ -42,8 +50,8 @@ def _engine(entry: EngineEntry, now_s: float) -> dict[str, Any]:
         "is_usable": entry.is_usable,
         "seen_ago_s": round(now_s - entry.seen_s, 2),
         "capacity": entry.capacity,
-        "resident_count": len(residents),
-        "residents": residents[:MAX_LISTED],
+        "resident_count": len(entry.residents),
+        "residents": residents,
         "staged_count": len(entry.staged),
         "staging": len(entry.staging),
         "attaching": len(entry.attaching),
@@ -52,17 +60,20 @@ def _engine(entry: EngineEntry, now_s: float) -> dict[str, Any]:
     }
 
 
-def _loads(core: LoaderScheduler, now_s: float) -> list[dict[str, Any]]:
+def _loads(core: LoaderScheduler, now_s: float, tenant: str) -> list[dict[str, Any]]:
+    """A tenant's loads, or all: those under way, then those that wait, in the order of their turns."""
     state = core.state
     listed: list[dict[str, Any]] = []
     for load in state.loads.values():
-        if load.phase != "waiting" or load.wanted.key in state.resting:
+        is_seen = not tenant or load.wanted.tenant == tenant
+        if is_seen and (load.phase != "waiting" or load.wanted.key in state.resting):
             listed.append(_load(core, load, now_s, None, 0.0))
     for pool, queue in sorted(state.queues.items()):
         for position, load in enumerate(queue.in_order(), start=1):
-            listed.append(_load(core, load, now_s, position, state.pace(pool).wait_s(position)))
             if len(listed) >= MAX_LISTED:
-                return listed
+                break
+            if not tenant or load.wanted.tenant == tenant:
+                listed.append(_load(core, load, now_s, position, state.pace(pool).wait_s(position)))
     return listed[:MAX_LISTED]
 
 
@@ -70,6 +81,7 @@ def _load(core: LoaderScheduler, load: Load, now_s: float, position: int | None,
     return {
         "pool": load.wanted.key.pool,
         "revision": load.wanted.key.digest,
+        "tenant": load.wanted.tenant,
         "policy": load.wanted.label,
         "load_class": load.load_class,
         "phase": load.phase,

@@ -21,14 +21,19 @@ from openmint_scheduler.messages import (
     Unstage,
     Wanted,
 )
+from openmint_scheduler.ordering import ORDERINGS
 from openmint_scheduler.pace import Pace
 from openmint_scheduler.placement import PLACEMENTS
+from openmint_scheduler.pool import Pool
 from openmint_scheduler.refusals import Refusals
 from openmint_scheduler.room import RoomMaker
 from openmint_scheduler.warm import WarmBook
 
 PREFETCHER = "prefetch"
 """The waiter in whose name the core itself wants a load."""
+
+REPLICATOR = "replica"
+"""The waiter in whose name the core wants one more copy."""
 
 InFlight = Stage | Attach | Remove | FetchState
 """Commands whose end is told."""
@@ -38,9 +43,14 @@ class SchedulerState:
     """Everything that one base model's scheduler knows. `loads` has every load that is not yet answered; those in
     phase `waiting` stand in their pool's queue, or rest until they are tried again."""
 
-    def __init__(self, limits: Limits, placement: str, eviction: str) -> None:
+    def __init__(self, limits: Limits, placement: str, eviction: str, ordering: str) -> None:
         self.limits = limits
         self.ledger = ResidencyLedger()
+        self.pools: dict[str, Pool] = {}
+        self.touched: dict[str, EngineEntry] = {}
+        """Engines about which something has changed since the last pump: only these are thought about."""
+        self.restless: set[str] = set()
+        """Pools in whose queue or engines something has changed since nothing could be placed."""
         self.interest = InterestBook(limits.lapse_s)
         self.wanted: dict[LoadKey, Wanted] = {}
         self.loads: dict[LoadKey, Load] = {}
@@ -53,7 +63,10 @@ class SchedulerState:
         self.warm = WarmBook(limits.warm_s, limits.warm_share)
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
-        self.room = RoomMaker(self.interest, self.warm, self.demand, limits, EVICTIONS[eviction])
+        self.hot: set[str] = set()
+        """Revisions that need more than one copy."""
+        self.room = RoomMaker(self, EVICTIONS[eviction])
+        self.ordering = ORDERINGS[ordering]
         self.choose_engine = PLACEMENTS[placement]
         self.sent: dict[int, InFlight] = {}
         self.last_command = 0
@@ -62,8 +75,27 @@ class SchedulerState:
     def queue(self, pool: str) -> LoadQueue:
         """The queue of a pool."""
         if pool not in self.queues:
-            self.queues[pool] = LoadQueue(self.limits)
+            self.queues[pool] = LoadQueue(self.limits, self.ordering)
         return self.queues[pool]
+
+    def pool(self, name: str) -> Pool:
+        """The engines of a pool."""
+        return self.pools.setdefault(name, Pool())
+
+    def touch(self, entry: EngineEntry) -> None:
+        """Have the pump think about an engine."""
+        self.touched[entry.engine] = entry
+
+    def reopen(self, digest: str) -> None:
+        """Somebody has let go of a revision: it may make room where it is."""
+        for entry in self.ledger.holders(digest):
+            entry.evictable_s = None
+            self.touch(entry)
+
+    def enqueue(self, load: Load, now_s: float) -> None:
+        """Let a load wait for an engine."""
+        self.queue(load.wanted.key.pool).push(load, now_s)
+        self.restless.add(load.wanted.key.pool)
 
     def pace(self, pool: str) -> Pace:
         """How fast a pool's queue moves."""

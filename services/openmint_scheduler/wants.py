@@ -18,9 +18,9 @@ def want(
         state.out.append(AnswerFailed(wanted, refusal.code, refusal.detail, retry_after_s))
         return
     patience_s = state.limits.prefetch_patience_s if waiter == PREFETCHER else 0.0
+    note_use(state, key.digest, load_class, now_s)
     is_new = state.interest.renew(key, waiter, load_class, deadline_s, now_s, lapse_s=patience_s)
     state.wanted[key] = wanted
-    note_use(state, key.digest, load_class, now_s)
     if is_new and waiter != PREFETCHER:
         state.demand.add(key.digest, now_s)
     if state.ledger.serving(*key):
@@ -38,13 +38,14 @@ def note_use(state: SchedulerState, digest: str, load_class: LoadClass, now_s: f
     """Remember whether anything but an evaluation has asked for a revision."""
     if load_class != "evaluation":
         state.only_evaluated.pop(digest, None)
-    elif digest in state.only_evaluated or not any(digest in e.residents for e in state.ledger.engines.values()):
+    elif digest in state.only_evaluated or not state.ledger.holders(digest):
         state.only_evaluated[digest] = now_s
 
 
 def release(state: SchedulerState, key: LoadKey, waiter: str) -> None:
     """A waiter is done; the load goes on only for others, or when an engine is already attaching it."""
     state.interest.release(key, waiter)
+    state.reopen(key.digest)
     load = state.loads.get(key)
     if load is None or load.phase == "attaching":
         return
@@ -63,8 +64,8 @@ def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
     worst = queue.worst() if load.load_class != "prefetch" and len(queue) >= state.limits.max_waiting else None
     if worst is not None:
         fail(state, worst, "overloaded", "gave way to a request", pace.retry_after_s(len(queue), state.limits))
-    engines = state.ledger.in_pool(wanted.key.pool)
-    most = max((entry.max_rank for entry in engines), default=wanted.rank)
+    pool = state.pool(wanted.key.pool)
+    most = pool.max_rank if pool.engines else wanted.rank
     if wanted.rank > most:
         detail = f"{wanted.label}: rank {wanted.rank} is above {most}, the most an engine of this pool takes"
         fail(state, load, "load_failed", detail, None)
@@ -77,7 +78,7 @@ def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
     else:
         state.loads[wanted.key] = load
         state.note("load.accepted", wanted, waiting=len(queue), expected_wait_s=pace.wait_s(len(queue)))
-        queue.push(load, now_s)
+        state.enqueue(load, now_s)
 
 
 def refresh(state: SchedulerState, load: Load, now_s: float) -> None:
@@ -87,7 +88,7 @@ def refresh(state: SchedulerState, load: Load, now_s: float) -> None:
         return
     load.load_class, load.deadline_s = strongest
     if load.phase == "waiting" and load.wanted.key not in state.resting:
-        state.queue(load.wanted.key.pool).push(load, now_s)
+        state.enqueue(load, now_s)
 
 
 def prefetch(state: SchedulerState, wanted: Wanted, now_s: float) -> None:

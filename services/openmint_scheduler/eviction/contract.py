@@ -13,6 +13,8 @@ class Candidate:
     demands_per_min: float
     last_wanted_s: float
     is_staged: bool
+    copies: int = 1
+    """Engines that hold it; 1 for one that needs all its copies."""
 
 
 class Eviction(Protocol):

@@ -1,7 +1,7 @@
 """Least busy: even load, and no memory of where a revision was."""
 
 from openmint_scheduler.ledger import EngineEntry
-from openmint_scheduler.placement.rendezvous import affinity
+from openmint_scheduler.pool import affinity
 
 
 def least_busy(digest: str, engines: list[EngineEntry]) -> EngineEntry:

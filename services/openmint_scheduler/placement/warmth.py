@@ -1,7 +1,7 @@
 """Warmest: where the load costs least and disturbs least."""
 
 from openmint_scheduler.ledger import EngineEntry
-from openmint_scheduler.placement.rendezvous import affinity
+from openmint_scheduler.pool import affinity
 
 BUSY_STEPS = 4
 """Running requests count in quarters of what the engine may run, so that small swings don't scatter revisions."""

@@ -1,6 +1,7 @@
 from openmint_scheduler.limits import Limits
 from openmint_scheduler.load_queue import Load, LoadQueue
 from openmint_scheduler.messages import LoadKey, Wanted
+from openmint_scheduler.ordering.strategies import FAIR
 
 
 def load(number, load_class="interactive", tenant="acme", deadline_s=160.0, asked_s=100.0):
@@ -16,21 +17,21 @@ def drain(queue):
 
 
 def test_classes_come_in_their_order():
-    queue = LoadQueue(Limits())
+    queue = LoadQueue(Limits(), FAIR)
     for number, name in enumerate(["prefetch", "evaluation", "rollout", "interactive"]):
         queue.push(load(number, name), 100.0)
     assert drain(queue) == ["3", "2", "1", "0"]
 
 
 def test_inside_a_class_and_tenant_the_earliest_deadline_comes_first():
-    queue = LoadQueue(Limits())
+    queue = LoadQueue(Limits(), FAIR)
     for number, deadline_s in enumerate([130.0, 110.0, 120.0]):
         queue.push(load(number, deadline_s=deadline_s), 100.0)
     assert drain(queue) == ["1", "2", "0"]
 
 
 def test_tenants_take_turns_by_their_weights_however_many_loads_one_brings():
-    queue = LoadQueue(Limits(tenant_weights={"big": 2.0}))
+    queue = LoadQueue(Limits(tenant_weights={"big": 2.0}), FAIR)
     for number in range(90):
         queue.push(load(number, tenant="noisy"), 100.0)
     for number in range(100, 110):
@@ -44,7 +45,7 @@ def test_tenants_take_turns_by_their_weights_however_many_loads_one_brings():
 
 
 def test_a_tenant_that_was_away_has_no_credit():
-    queue = LoadQueue(Limits())
+    queue = LoadQueue(Limits(), FAIR)
     for number in range(50):
         queue.push(load(number, tenant="noisy"), 100.0)
     for _ in range(25):
@@ -55,7 +56,7 @@ def test_a_tenant_that_was_away_has_no_credit():
 
 
 def test_a_prefetch_rises_with_age():
-    queue = LoadQueue(Limits(ageing_s=10.0))
+    queue = LoadQueue(Limits(ageing_s=10.0), FAIR)
     queue.push(load(1, "prefetch", deadline_s=110.0), 100.0)
     queue.push(load(2, "interactive", asked_s=131.0, deadline_s=150.0), 131.0)
     queue.age(131.0)
@@ -63,7 +64,7 @@ def test_a_prefetch_rises_with_age():
 
 
 def test_a_load_that_is_pushed_again_moves_and_is_served_once():
-    queue = LoadQueue(Limits())
+    queue = LoadQueue(Limits(), FAIR)
     moved = load(1, "prefetch")
     queue.push(moved, 100.0)
     queue.push(load(2, "evaluation"), 100.0)
