@@ -199,7 +199,7 @@ class Demonstration:
             "dataset": {"digest": data},
             "adapter": {"rank": 8, "alpha": 16},
             "optimizer": {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 3},
-            "training": {"steps": 48, "batch_rows": 8, "max_tokens_per_row": 96, "seed": seed},
+            "training": {"steps": 32, "batch_rows": 8, "max_tokens_per_row": 96, "seed": seed},
             "evaluation": {
                 "held_out": {"digest": held_out},
                 "scorer": "label",
