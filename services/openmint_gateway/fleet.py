@@ -3,17 +3,13 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-import orjson
-from nats.errors import Error as NatsError
-
 from openmint.bus.connection import Bus
 from openmint.engines.loads import LoadOrder, LoadWaiter
 from openmint.engines.residency import Placement, ResidencyView
-from openmint.errors import NoEngine
+from openmint.engines.scheduler_view import SchedulerQuery, ask_leader
+from openmint.errors import BusUnavailable, NoEngine
 from openmint_gateway.dispatcher import Order
 from openmint_gateway.problems import JsonObject
-
-QUERY_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +74,8 @@ class Fleet:
     async def loads(self, base: str, tenant: str) -> list[JsonObject]:
         """The tenant's cold loads of a base, as its scheduler has them; none when no scheduler answers."""
         try:
-            answer = await self._bus.nc.request(loads_subject(base), b"", timeout=QUERY_TIMEOUT_S)
-        except (TimeoutError, NatsError):
+            seen = await ask_leader(self._bus, base, SchedulerQuery(tenant=tenant, residents=False))
+        except BusUnavailable:
             return []
-        body = orjson.loads(answer.data)
-        return [load for load in body.get("loads", []) if load.get("tenant") == tenant]
-
-
-def loads_subject(base: str) -> str:
-    """Where the scheduler that leads a base answers what it is loading."""
-    return f"openmint.load.list.v1.{base}"
+        loads = seen.loads if seen is not None else []
+        return [load.model_dump(mode="json") for load in loads if load.tenant == tenant]

@@ -7,9 +7,9 @@ import asyncpg
 import pytest
 
 from openmint.bus.dead_letters import list_dead
+from openmint.engines.scheduler_view import query_subject
 from openmint.errors import LoadFailed, LoadTimeout, NoEngine
 from openmint.events import AliasMoved, AliasTarget, LoadRequested
-from openmint_scheduler.shell import query_subject
 
 
 def digest(number: int) -> str:

@@ -12,7 +12,8 @@ from asyncio.subprocess import PIPE, Process
 import pytest
 from nats.errors import NoRespondersError
 
-from openmint_scheduler.shell import query_subject
+from openmint.engines.scheduler_view import query_subject
+
 
 pytestmark = pytest.mark.slow
 
