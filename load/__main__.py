@@ -1,4 +1,4 @@
-"""`python -m load list` and `python -m load <scenario> [--quick] [--seed N] [--json FILE]`."""
+"""`python -m load list` and `python -m load <scenario> [--quick] [--seed N] [--json FILE]`; `--help` names the rest."""
 
 import argparse
 import sys
@@ -15,13 +15,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="answer within five minutes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report there")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep finished rows there, and go on from them")
+    parser.add_argument("--only", metavar="PATTERN", help="run only rows whose name matches, such as '*/1.25x/ours/*'")
     given = parser.parse_args(arguments)
     if given.scenario == "list":
         for name, scenario in sorted(SCENARIOS.items()):
             print(f"{name:<16} {scenario.summary}")
         return 0
     builder = ReportBuilder(given.scenario, given.quick, given.seed)
-    SCENARIOS[given.scenario].run(Options(given.quick, given.seed), builder)
+    SCENARIOS[given.scenario].run(Options(given.quick, given.seed, given.keep, given.only), builder)
     report = builder.build()
     print(render(report), end="")
     if given.json is not None:

@@ -3,7 +3,8 @@
 from load.scenarios.contract import Options, Scenario
 from load.scenarios.gate_errors import GATE_ERRORS
 from load.scenarios.handoff import HANDOFF
+from load.scenarios.many_policies import MANY_POLICIES
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (GATE_ERRORS, HANDOFF)}
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (GATE_ERRORS, HANDOFF, MANY_POLICIES)}
 
 __all__ = ["SCENARIOS", "Options", "Scenario"]

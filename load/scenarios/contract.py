@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from load.report import ReportBuilder
 
@@ -12,6 +13,11 @@ class Options:
 
     is_quick: bool
     seed: int
+    keep: Path | None = None
+    """Where a scenario of many rows keeps those that are finished, so that an interrupted run goes on."""
+
+    only: str | None = None
+    """A pattern on the names of rows; other rows are not run, and their bounds don't hold unless they are kept."""
 
 
 @dataclass(frozen=True, slots=True)

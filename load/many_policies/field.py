@@ -1,0 +1,191 @@
+"""The field: both sides up at once, so that contenders can alternate without an engine start in between."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from load.clients.drivers import closed_loop, open_loop
+from load.clients.records import Call, Outcome, Target
+from load.many_policies.figures import figures_of
+from load.many_policies.plan import (
+    CALIBRATION_CLIENTS,
+    CALIBRATION_S,
+    CLOSED_CLIENTS,
+    ENGINES,
+    PAUSE_AFTER_REFUSAL_S,
+    POLICIES,
+    SWITCHES,
+    TENANTS,
+    Contender,
+    Load,
+    PlannedRow,
+)
+from load.many_policies.processor_use import ProcessorUse
+from load.many_policies.rows import Row
+from load.stack.adapters import AdapterShelf
+from load.stack.counters import total
+from load.stack.engine_limits import EngineLimits
+from load.stack.openmint_stack import OpenmintStack
+from load.stack.policies import Policy, make_policies
+from load.stock.routers import prefer_loaded, round_robin
+from load.stock.stock_engine import StockEngines
+from load.workloads.arrivals import Arrival, burst_arrivals, client_arrivals
+from load.workloads.crowd import Crowd, draw_crowd
+
+SETTLE_S = 2.0
+"""Before a row: a vLLM worker spins on its core for a second after a request."""
+
+CLOSED_STREAM_RPS = 60.0
+"""How many entries of the stream are drawn for each second of closed clients: more than they can take."""
+
+
+class Field:
+    """Two openmint engines with their services, two stock engines, and the policies of both. A side is started when the
+    first row needs it."""
+
+    def __init__(self, base_folder: Path, scratch: Path, limits: EngineLimits) -> None:
+        self._base_folder, self._scratch, self._limits = base_folder, scratch, limits
+        self._policies = make_policies(POLICIES)
+        self._vocabulary = int(json.loads((base_folder / "config.json").read_text())["vocab_size"])
+        self._open = AsyncExitStack()
+        self._ours: OpenmintStack | None = None
+        self._without = ""
+        self._stock: StockEngines | None = None
+        self._asked: set[Policy] = set()
+
+    async def close(self) -> None:
+        """Stop everything."""
+        try:
+            await self._close_ours()
+        finally:
+            await self._open.aclose()
+
+    async def capacity_rps(self, seed: int) -> float:
+        """What stock engines answer when nothing needs loading: eight adapters each, all warm, every place taken."""
+        stock = await self._stock_side()
+        warm = self._policies[: ENGINES * self._limits.slots]
+        crowd = Crowd(np.full(len(warm), 1 / len(warm)), np.ones(len(warm)), "published parameters")
+        calls = self._calls(client_arrivals(crowd, 20_000, 1.0, np.random.default_rng(seed)))
+        target = prefer_loaded(stock)
+        await closed_loop(target, CALIBRATION_CLIENTS, calls, CALIBRATION_S / 2)
+        started_s = time.monotonic()
+        outcomes = await closed_loop(target, CALIBRATION_CLIENTS, calls, CALIBRATION_S)
+        return figures_of(outcomes, started_s, CALIBRATION_S, is_closed=True).requests_rps
+
+    async def run(self, planned: PlannedRow, capacity_rps: float, window_s: float) -> Row:
+        """Run one row from cold adapters."""
+        target, side = await self._side(planned.contender)
+        await self._make_cold(side)
+        before = total(await side.counters())
+        use = ProcessorUse(self._pids())
+        started_s = time.monotonic()
+        outcomes = await self._drive(target, planned, capacity_rps, window_s)
+        figures = figures_of(outcomes, started_s, window_s, is_closed=planned.load.arriving == "closed")
+        cores = use.cores()
+        done = total(await side.counters()) - before
+        thousands = max(1, sum(one.is_answered for one in outcomes)) / 1000
+        return Row(
+            base=planned.base,
+            load=planned.load.name,
+            contender=planned.contender.name,
+            seed=planned.seed,
+            loads_per_1000=done.attaches / thousands,
+            slot_swaps_per_1000=done.slot_swaps / thousands,
+            cpu_cores=cores,
+            load_average=os.getloadavg()[0],
+            **asdict(figures),
+        )
+
+    async def _make_cold(self, side: OpenmintStack | StockEngines) -> None:
+        if isinstance(side, OpenmintStack):
+            await side.until_idle()
+            await side.clear()
+        else:
+            await side.clear(list(self._asked))
+            self._asked.clear()
+        await asyncio.sleep(SETTLE_S)
+
+    async def _drive(self, target: Target, planned: PlannedRow, capacity_rps: float, window_s: float) -> list[Outcome]:
+        load = planned.load
+        arrivals = row_arrivals(load, planned.seed, capacity_rps, window_s)
+        if load.arriving == "closed":
+            calls = self._calls(arrivals)
+            return await closed_loop(_FixedPause(target), CLOSED_CLIENTS, calls, window_s, PAUSE_AFTER_REFUSAL_S)
+        due = [one.at_s for one in arrivals]
+        return await open_loop(target, list(zip(due, self._calls(arrivals), strict=True)))
+
+    def _calls(self, arrivals: Sequence[Arrival]) -> Iterator[Call]:
+        for one in arrivals:
+            self._asked.add(self._policies[one.policy])
+            yield Call(self._policies[one.policy], tuple(one.prompt(self._vocabulary)), one.output_tokens)
+
+    async def _side(self, contender: Contender) -> tuple[Target, OpenmintStack | StockEngines]:
+        if contender.rule == "ours":
+            ours = await self._our_side(contender.without)
+            return ours, ours
+        stock = await self._stock_side()
+        rule = round_robin if contender.rule == "round-robin" else prefer_loaded
+        return rule(stock, contender.cap), stock
+
+    async def _our_side(self, without: str) -> OpenmintStack:
+        if self._ours is not None and self._without == without:
+            return self._ours
+        await self._close_ours()
+        env = SWITCHES[without] if without else {}
+        ours = OpenmintStack(self._base_folder, ENGINES, self._limits, tenants=TENANTS, env=env)
+        await ours.__aenter__()
+        self._ours, self._without = ours, without
+        await ours.seed(self._policies)
+        return ours
+
+    async def _close_ours(self) -> None:
+        ours, self._ours = self._ours, None
+        if ours is not None:
+            await ours.__aexit__(None, None, None)
+
+    async def _stock_side(self) -> StockEngines:
+        if self._stock is None:
+            folder = self._scratch / "stock-adapters"
+            shelf = AdapterShelf.open(self._scratch, self._base_folder, rank=self._limits.max_rank)
+            await asyncio.to_thread(shelf.put_stock, self._policies, folder, self._base_folder)
+            stock = StockEngines(self._base_folder, folder, ENGINES, self._limits, log_dir=self._scratch)
+            self._stock = await self._open.enter_async_context(stock)
+        return self._stock
+
+    def _pids(self) -> dict[str, int]:
+        if self._ours is None:
+            return {}
+        parts = ("gateway", "scheduler", *(f"engine-{name}" for name in self._ours.engine_names))
+        return {part: self._ours.pid_of(part) for part in parts}
+
+
+class _FixedPause:
+    """A target whose refusals name no time: all clients of a race pause for as long."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    @property
+    def name(self) -> str:
+        return self._target.name
+
+    async def ask(self, call: Call, scheduled_s: float | None = None) -> Outcome:
+        return replace(await self._target.ask(call, scheduled_s), retry_after_s=None)
+
+
+def row_arrivals(load: Load, seed: int, capacity_rps: float, window_s: float) -> list[Arrival]:
+    """The same requests for every contender of a load and a seed."""
+    crowd = draw_crowd(POLICIES, np.random.default_rng(seed))
+    random = np.random.default_rng((seed, 1))
+    if load.arriving == "closed":
+        return client_arrivals(crowd, round(CLOSED_STREAM_RPS * window_s), CLOSED_STREAM_RPS, random)
+    rate_rps = load.times * capacity_rps
+    draw = burst_arrivals if load.arriving == "burst" else client_arrivals
+    return draw(crowd, max(1, round(rate_rps * window_s)), rate_rps, random)
