@@ -40,6 +40,7 @@ class CommonSettings(BaseSettings):
     postgres_dsn: str = Field(default="", repr=False, description="postgresql://…; empty: the embedded server")
     store_url: str = Field(default="", description="s3://, gs://, az:// or file://; empty: a folder in state_dir")
     log_format: Literal["json", "console"] = "json"
+    traces_dir: Path | None = Field(default=None, description="Traces go into files there too; unset: no files")
     log_level: Literal["debug", "info", "warning", "error", "critical"] = "info"
 
     def resolve(self, needs: Collection[Part] = BOTH_PARTS) -> Self:

@@ -5,7 +5,6 @@ command: its id is then `<stream>-<seq>`.
 """
 
 from collections.abc import Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
@@ -17,13 +16,11 @@ from openmint.errors import BadEvent
 from openmint.events import Command, Event, Fact, LoadRequested
 from openmint.events.registry import find_event_class
 from openmint.identifiers import check_name, new_id
+from openmint.tracing import trace_headers
 
 MSG_ID = "Nats-Msg-Id"
 TYPE_TOKENS = 4
 """`openmint.<area>.<verb>.v<N>`."""
-
-current_traceparent: ContextVar[str | None] = ContextVar("current_traceparent", default=None)
-"""The W3C trace context of what is being handled; everything published meanwhile carries it on."""
 
 E = TypeVar("E", bound=Event)
 
@@ -144,7 +141,7 @@ def command_headers(command: Command, source: str) -> dict[str, str]:
 
 
 def _attributes(event_id: str, event_type: str, source: str, time: datetime) -> dict[str, str]:
-    headers = {
+    return {
         "ce-specversion": "1.0",
         "ce-id": event_id,
         "ce-type": event_type,
@@ -152,11 +149,8 @@ def _attributes(event_id: str, event_type: str, source: str, time: datetime) -> 
         "ce-time": time.astimezone(UTC).isoformat(),
         "content-type": "application/json",
         MSG_ID: event_id,
+        **trace_headers(),
     }
-    traceparent = current_traceparent.get()
-    if traceparent:
-        headers["traceparent"] = traceparent
-    return headers
 
 
 def encode(event: Event) -> bytes:

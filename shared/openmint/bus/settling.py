@@ -26,7 +26,7 @@ from nats.js.errors import APIError
 
 from openmint.bus.connection import Bus
 from openmint.bus.dead_letters import bury
-from openmint.bus.messages import RawMessage, current_traceparent
+from openmint.bus.messages import RawMessage
 from openmint.bus.streams import ACK_WAIT_S, MAX_TRIES, ConsumerPlan, retry_delay_s
 from openmint.errors import (
     BusUnavailable,
@@ -36,6 +36,7 @@ from openmint.errors import (
     Stale,
     StoreUnavailable,
 )
+from openmint.tracing import TRACEPARENT, within
 
 log = structlog.get_logger()
 
@@ -95,13 +96,9 @@ class Settler:
         raw = raw_message(message)
         consumer = message.metadata.consumer
         bound = structlog.contextvars.bound_contextvars(event_id=raw.event_id, subject=raw.subject, consumer=consumer)
-        traced = current_traceparent.set(raw.headers.get("traceparent"))
-        try:
-            with bound:
-                async with _beating(message, _ack_waits.get(consumer, ACK_WAIT_S) / BEATS_PER_ACK_WAIT):
-                    await self._settle(message, raw, consumer, handle)
-        finally:
-            current_traceparent.reset(traced)
+        with bound, within(raw.headers.get(TRACEPARENT)):
+            async with _beating(message, _ack_waits.get(consumer, ACK_WAIT_S) / BEATS_PER_ACK_WAIT):
+                await self._settle(message, raw, consumer, handle)
 
     async def _settle(self, message: Msg, raw: RawMessage, consumer: str, handle: Callable[[], Awaitable[Any]]) -> None:
         if raw.deliveries > MAX_TRIES:

@@ -6,7 +6,7 @@ sees all tenants; a gateway asks for one tenant and passes on nothing else.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -184,7 +184,7 @@ async def _publish(bus: Bus, subject: str, body: bytes, reply: str) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _listening(bus: Bus, subject: str) -> AsyncIterator["asyncio.Queue[Msg]"]:
+async def _listening(bus: Bus, subject: str) -> AsyncGenerator["asyncio.Queue[Msg]"]:
     if not bus.nc.is_connected:
         raise BusUnavailable("the bus is not connected", retry_after_s=1.0)
     messages: asyncio.Queue[Msg] = asyncio.Queue(maxsize=10_000)
