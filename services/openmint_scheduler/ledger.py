@@ -47,7 +47,7 @@ class RemovedEntry:
     confirmed_s: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class EngineEntry:
     """One engine in one boot."""
 
@@ -77,13 +77,16 @@ class EngineEntry:
     paused_until_s: float = 0.0
     """No attach before: its running streams have their turn."""
     evictable: int = 0
+    """Residents that may go, counted no further than was needed."""
     evictable_s: float | None = None
     """When `evictable` was counted; None when something has changed since."""
+    is_examining: bool = False
+    """It has suspects to probe alone first."""
 
     @property
     def is_usable(self) -> bool:
-        """Ready, and we have looked at it in this boot."""
-        return self.condition == "ready" and self.looked_s is not None
+        """Ready, we have looked at it in this boot, and it has no suspect to examine."""
+        return self.condition == "ready" and self.looked_s is not None and not self.is_examining
 
     @property
     def occupied(self) -> int:
@@ -230,6 +233,10 @@ class ResidencyLedger:
         if not stagers:
             return []
         return [entry for entry in map(self.engines.__getitem__, sorted(stagers)) if pool in entry.pools]
+
+    def copies(self, digest: str) -> int:
+        """How many engines hold a revision."""
+        return len(self._holders.get(digest, ()))
 
     def holders(self, digest: str) -> list[EngineEntry]:
         """The engines that hold a revision, in whatever condition they are."""

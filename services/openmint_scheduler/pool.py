@@ -4,14 +4,13 @@ A thousand engines must not make a decision dearer than ten do: a choice looks a
 on a ring of hashes (so that it comes back to where its copies are), never at all of them.
 """
 
-from bisect import bisect_right, insort
-from functools import lru_cache
+from bisect import bisect_right
 from hashlib import blake2b
 
 from openmint_scheduler.ledger import EngineEntry
 
-POINTS_PER_ENGINE = 64
-"""On the ring; the largest arc is then some 30 % above the mean."""
+POINTS_PER_ENGINE = 32
+"""On the ring: which engines a revision finds then depends little on where single points fell."""
 
 EXACT_UP_TO = 32
 """With so few open engines all of them are compared."""
@@ -22,7 +21,8 @@ LIKED = 8
 MAX_STEPS = 64
 """Points that one search passes."""
 
-Point = tuple[int, str]
+MIXER, MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
+"""An odd number near 2^64 divided by the golden ratio: multiplying by it spreads neighbouring numbers."""
 
 
 def point_of(text: str) -> int:
@@ -30,10 +30,10 @@ def point_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-@lru_cache(maxsize=65_536)
-def affinity(digest: str, engine: str) -> int:
-    """How much this revision likes this engine: the largest wins."""
-    return point_of(f"{digest}\0{engine}")
+def affinity(revision: int, engine: int) -> int:
+    """How much a revision likes an engine, of their points: the largest wins (rendezvous hashing)."""
+    mixed = (revision ^ engine) * MIXER & MASK
+    return (mixed ^ mixed >> 32) * MIXER & MASK
 
 
 class Pool:
@@ -45,13 +45,20 @@ class Pool:
         """Usable, with room for one load more, as last judged."""
         self.max_rank = 0
         self.looked_around_s = float("-inf")
-        self._ring: list[Point] = []
+        self._points: dict[str, int] = {}
+        self._ring: list[int] = []
+        self._owners: list[str] = []
+        """Whose point each one of the ring is."""
 
     def put(self, entry: EngineEntry) -> None:
         """An engine is in the pool, for the first time or in another boot."""
         if entry.engine not in self.engines:
+            self._points[entry.engine] = point_of(entry.engine)
             for number in range(POINTS_PER_ENGINE):
-                insort(self._ring, (point_of(f"{entry.engine}#{number}"), entry.engine))
+                point = point_of(f"{entry.engine}#{number}")
+                place = bisect_right(self._ring, point)
+                self._ring.insert(place, point)
+                self._owners.insert(place, entry.engine)
         self.engines[entry.engine] = entry
         self.open.pop(entry.engine, None)
         self.max_rank = max(each.max_rank for each in self.engines.values())
@@ -60,7 +67,10 @@ class Pool:
         """The engine is not in the pool any more."""
         if self.engines.pop(engine, None) is not None:
             self.open.pop(engine, None)
-            self._ring = [point for point in self._ring if point[1] != engine]
+            del self._points[engine]
+            left = [place for place, owner in enumerate(self._owners) if owner != engine]
+            self._ring = [self._ring[place] for place in left]
+            self._owners = [self._owners[place] for place in left]
             self.max_rank = max((each.max_rank for each in self.engines.values()), default=0)
 
     def judge(self, entry: EngineEntry, is_open: bool) -> None:
@@ -71,16 +81,23 @@ class Pool:
             self.open.pop(entry.engine, None)
 
     def candidates(self, digest: str) -> list[EngineEntry]:
-        """Open engines worth comparing for a revision: all of a small pool, of a large one those it likes."""
+        """Open engines worth comparing for a revision: all of a small pool, of a large one the first that it likes.
+
+        In the order in which it likes them.
+        """
+        place = point_of(digest)
         if len(self.open) <= EXACT_UP_TO:
-            return list(self.open.values())
-        found: dict[str, EngineEntry] = {}
-        start = bisect_right(self._ring, (point_of(digest), ""))
-        for step in range(MAX_STEPS):
-            engine = self._ring[(start + step) % len(self._ring)][1]
-            entry = self.open.get(engine)
-            if entry is not None:
-                found[engine] = entry
+            points = self._points
+            return sorted(self.open.values(), key=lambda entry: -affinity(place, points[entry.engine]))
+        start = bisect_right(self._ring, place)
+        owners = self._owners[start : start + MAX_STEPS]
+        if len(owners) < MAX_STEPS:
+            owners += self._owners[: MAX_STEPS - len(owners)]
+        found: list[EngineEntry] = []
+        for owner in owners:
+            entry = self.open.get(owner)
+            if entry is not None and entry not in found:
+                found.append(entry)
                 if len(found) == LIKED:
                     break
-        return list(found.values()) or [next(iter(self.open.values()))]
+        return found or [next(iter(self.open.values()))]

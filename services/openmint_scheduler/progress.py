@@ -105,7 +105,7 @@ def choose(state: SchedulerState, load: Load, pool: Pool, now_s: float) -> Engin
     able = [entry for entry in found if load.wanted.rank <= entry.max_rank and key.digest not in entry.residents]
     if load.load_class == "prefetch":
         able = [entry for entry in able if state.room.has_idle_room(entry, now_s)]
-    liked = [entry for entry in able if entry.engine not in load.avoid]
+    liked = [entry for entry in able if entry.engine not in load.avoid] if load.avoid else able
     if not liked and all(engine in load.avoid for engine in pool.engines):
         liked = able  # Every engine has failed it once; its tries are counted.
     if not liked and not able and len(pool.open) > len(found):

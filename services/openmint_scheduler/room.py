@@ -1,9 +1,11 @@
 """Making room on an engine: what may go at all, and which of it goes first."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from openmint_scheduler.eviction import Candidate, Eviction
-from openmint_scheduler.ledger import EngineEntry
+from openmint_scheduler.ledger import EngineEntry, ResidentEntry
 from openmint_scheduler.messages import LoadKey
 
 if TYPE_CHECKING:
@@ -25,35 +27,40 @@ class RoomMaker:
 
     def candidates(self, entry: EngineEntry, now_s: float) -> list[Candidate]:
         """Residents that may go: idle, settled, not leased in any pool of the engine, not kept warm."""
-        state = self._state
-        settle_s, demand, is_held = state.limits.settle_s, state.demand, state.interest.is_held
-        kept = state.warm.kept_on(entry, now_s)
+        state, demand = self._state, self._state.demand
         may_go: list[Candidate] = []
-        for digest, resident in entry.residents.items():
-            if (
-                resident.in_flight
-                or digest in kept
-                or digest in entry.removing
-                or digest in entry.assigned
-                or now_s < resident.not_before_s
-                or now_s - resident.attached_s < settle_s
-                or any(is_held(LoadKey(pool, digest)) for pool in entry.pools)
-            ):
-                continue
+        for digest, resident in self._may_go(entry, now_s):
             last_s = max(demand.last_s(digest), resident.attached_s)
             rate = demand.per_min(digest, now_s)
-            copies = 1 if digest in state.hot else len(state.ledger.holders(digest))
+            copies = 1 if digest in state.hot else state.ledger.copies(digest)
             may_go.append(Candidate(digest, resident.adapter_bytes, rate, last_s, digest in entry.staged, copies))
-        entry.evictable, entry.evictable_s = len(may_go), now_s
         return may_go
+
+    def _may_go(self, entry: EngineEntry, now_s: float) -> Iterator[tuple[str, ResidentEntry]]:
+        state = self._state
+        latest_s = now_s - state.limits.settle_s
+        kept = state.warm.kept_on(entry, now_s)
+        for digest, resident in entry.residents.items():
+            if (
+                resident.in_flight == 0
+                and resident.attached_s <= latest_s
+                and resident.not_before_s <= now_s
+                and digest not in kept
+                and digest not in entry.removing
+                and digest not in entry.assigned
+                and not any(state.interest.is_held(LoadKey(pool, digest)) for pool in entry.pools)
+            ):
+                yield digest, resident
 
     def has_room(self, entry: EngineEntry, now_s: float) -> bool:
         """True when one more load would find a place, now or after an eviction."""
         if entry.free > 0:
             return True
-        if entry.evictable_s is None or now_s - entry.evictable_s > COUNT_HOLDS_S:
-            self.candidates(entry, now_s)
-        return entry.free + len(entry.removing) + entry.evictable > 0
+        needed = 1 - entry.free - len(entry.removing)
+        if entry.evictable_s is None or now_s - entry.evictable_s > COUNT_HOLDS_S or needed > entry.evictable:
+            entry.evictable = sum(1 for _ in islice(self._may_go(entry, now_s), max(0, needed)))
+            entry.evictable_s = now_s
+        return entry.evictable >= needed
 
     def has_idle_room(self, entry: EngineEntry, now_s: float) -> bool:
         """True when a prefetch would find a place without pushing out what is wanted."""

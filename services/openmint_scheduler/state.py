@@ -13,10 +13,12 @@ from openmint_scheduler.load_queue import Load, LoadQueue
 from openmint_scheduler.messages import (
     Attach,
     Command,
+    Examine,
     FetchState,
     LoadKey,
     Noted,
     Remove,
+    Restart,
     Stage,
     Unstage,
     Wanted,
@@ -27,6 +29,7 @@ from openmint_scheduler.placement import PLACEMENTS
 from openmint_scheduler.pool import Pool
 from openmint_scheduler.refusals import Refusals
 from openmint_scheduler.room import RoomMaker
+from openmint_scheduler.suspect_book import SuspectBook
 from openmint_scheduler.warm import WarmBook
 
 PREFETCHER = "prefetch"
@@ -35,7 +38,10 @@ PREFETCHER = "prefetch"
 REPLICATOR = "replica"
 """The waiter in whose name the core wants one more copy."""
 
-InFlight = Stage | Attach | Remove | FetchState
+HELD_LOOK_S = 1.0
+"""A load of a suspected revision rests, and is looked at again so often until the suspicion is settled."""
+
+InFlight = Stage | Attach | Remove | FetchState | Restart | Examine
 """Commands whose end is told."""
 
 
@@ -63,6 +69,7 @@ class SchedulerState:
         self.warm = WarmBook(limits.warm_s, limits.warm_share)
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
+        self.suspects = SuspectBook()
         self.hot: set[str] = set()
         """Revisions that need more than one copy."""
         self.room = RoomMaker(self, EVICTIONS[eviction])
@@ -80,7 +87,10 @@ class SchedulerState:
 
     def pool(self, name: str) -> Pool:
         """The engines of a pool."""
-        return self.pools.setdefault(name, Pool())
+        found = self.pools.get(name)
+        if found is None:
+            found = self.pools[name] = Pool()
+        return found
 
     def touch(self, entry: EngineEntry) -> None:
         """Have the pump think about an engine."""
@@ -93,7 +103,11 @@ class SchedulerState:
             self.touch(entry)
 
     def enqueue(self, load: Load, now_s: float) -> None:
-        """Let a load wait for an engine."""
+        """Let a load wait for an engine; one of a suspected revision rests instead."""
+        if self.suspects.is_held(load.wanted.key.digest):
+            load.not_before_s = now_s + HELD_LOOK_S
+            self.resting[load.wanted.key] = load
+            return
         self.queue(load.wanted.key.pool).push(load, now_s)
         self.restless.add(load.wanted.key.pool)
 

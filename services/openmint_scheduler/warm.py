@@ -28,6 +28,8 @@ class WarmBook:
 
     def kept_on(self, entry: EngineEntry, now_s: float) -> set[str]:
         """The residents that are not to be evicted for this reason: the latest moves, up to a share of the places."""
+        if not self._moved_s:
+            return set()
         warm = [digest for digest in entry.residents if self.is_warm(digest, now_s)]
         most = int(entry.capacity * self._share)
         warm.sort(key=lambda digest: (-self._moved_s[digest], digest))

@@ -6,7 +6,7 @@ from openmint_scheduler.ledger import EngineEntry
 
 
 class Placement(Protocol):
-    """Choose one of `engines`.
+    """Choose one of `engines`, which come in the order in which the revision likes them.
 
     All of them are ready, in the right pool, large enough for the adapter, and have or can make room for it; there
     is at least one. The choice must depend on the arguments alone.

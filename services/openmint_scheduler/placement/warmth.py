@@ -1,18 +1,24 @@
 """Warmest: where the load costs least and disturbs least."""
 
 from openmint_scheduler.ledger import EngineEntry
-from openmint_scheduler.pool import affinity
+
+EVICTION, FETCH, MUCH = 10_000, 100_000, 1_000_000
+"""Each beyond anything that the smaller ones add up to."""
 
 BUSY_STEPS = 4
 """Running requests count in quarters of what the engine may run, so that small swings don't scatter revisions."""
 
 
 def warmest(digest: str, engines: list[EngineEntry]) -> EngineEntry:
-    """A staged copy first (no fetch), then free room (no eviction), then the least busy, then affinity."""
+    """A staged copy first (no fetch), then free room (no eviction), then the least busy, then what it likes."""
 
-    def cost(entry: EngineEntry) -> tuple[bool, bool, int, int]:
-        requests = entry.running + entry.waiting
-        busy = len(entry.assigned) + BUSY_STEPS * requests // entry.max_running
-        return digest not in entry.staged, entry.free <= 0, busy, -affinity(digest, entry.engine)
-
-    return min(engines, key=cost)
+    best, least = engines[0], MUCH
+    for entry in engines:  # Runs for every load: no tuples, no calls.
+        cost = len(entry.assigned) + BUSY_STEPS * (entry.running + entry.waiting) // entry.max_running
+        if entry.capacity <= len(entry.residents) + entry.coming:
+            cost += EVICTION
+        if digest not in entry.staged:
+            cost += FETCH
+        if cost < least:
+            best, least = entry, cost
+    return best
