@@ -62,6 +62,16 @@ class RemoveBody(_Stamped):
     timeout_s: float = Field(default=30.0, ge=0, le=600)
 
 
+class RestartBody(_Stamped):
+    """`POST /control/restart`."""
+
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class ExamineBody(_Stamped, AttachItem):
+    """`POST /control/examine`."""
+
+
 class ProbeBody(_Body):
     """`POST /control/probe`; an empty name is the base."""
 
@@ -86,6 +96,8 @@ class ControlServer:
             "attach": self._attach,
             "remove": self._remove,
             "unstage": self._unstage,
+            "restart": self._restart,
+            "examine": self._examine,
             "probe": self._probe,
         }.items():
             app.router.add_post(f"/control/{name}", self._guarded(handler, self._control_keys))
@@ -126,6 +138,15 @@ class ControlServer:
         body = await _read(request, StageBody)
         await self._host.unstage(body.stamp, body.digest)
         return {}
+
+    async def _restart(self, request: web.Request) -> dict[str, Any]:
+        body = await _read(request, RestartBody)
+        await self._host.restart(body.stamp, body.reason)
+        return {}
+
+    async def _examine(self, request: web.Request) -> dict[str, Any]:
+        body = await _read(request, ExamineBody)
+        return asdict(await self._host.examine(body.stamp, AttachRequest(body.digest, body.label)))
 
     async def _probe(self, request: web.Request) -> dict[str, Any]:
         body = await _read(request, ProbeBody)

@@ -3,6 +3,7 @@
 `EngineHost` is an `openmint.engines.protocol.Engine`; `control.py` puts it on the network.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ from openmint.engines.protocol import (
     CommandStamp,
     EngineCondition,
     EngineState,
+    Examination,
     Resident,
     StageResult,
 )
@@ -25,8 +27,12 @@ from openmint_engine_host.heartbeats import ResidencyFeed
 from openmint_engine_host.settings import EngineHostSettings
 from openmint_engine_host.staging import Stager
 from openmint_engine_host.supervisor import Boot, Supervisor
+from openmint_engine_host.suspicions import Suspicions, examine
 
 log = structlog.get_logger()
+
+RESTART_DRAIN_S = 8.0
+"""A suspect engine's neighbours may finish what they stream; their answers are watched until then."""
 
 
 class EngineHost:
@@ -47,6 +53,10 @@ class EngineHost:
         self._feed = feed
         self._gate = CommandGate()
         self._stage_ms: dict[str, float] = {}
+        self._suspicions = Suspicions()
+        self._examined = ""
+        self._examining = asyncio.Lock()
+        self._restarting: asyncio.Task[None] | None = None
         self.control_url = ""
         self.is_draining = False
 
@@ -86,7 +96,7 @@ class EngineHost:
             last_command=self._gate.last_command,
             running=state["running"],
             waiting=state["waiting"],
-            residents=residents_of(state),
+            residents=self._residents(state),
             staged=self._stager.digests(boot.layout),
             slot_adapters=tuple(state["slots"]),
         )
@@ -149,6 +159,39 @@ class EngineHost:
         self._gate.check(stamp)
         self._stager.drop(digest, self._supervisor.ready_boot().layout)
 
+    async def restart(self, stamp: CommandStamp, reason: str) -> None:
+        """Admit nothing more and start afresh once what is in flight has ended, or RESTART_DRAIN_S later."""
+        self._gate.check(stamp)
+        boot = self._supervisor.ready_boot()
+        if self._restarting is not None and not self._restarting.done():
+            return
+        await boot.plugin.close_admission(reason)
+        self._restarting = asyncio.create_task(self._restart_when_idle(boot, reason))
+
+    async def _restart_when_idle(self, boot: Boot, reason: str) -> None:
+        ends_s = asyncio.get_running_loop().time() + RESTART_DRAIN_S
+        while asyncio.get_running_loop().time() < ends_s and await self.in_flight():
+            await asyncio.sleep(0.1)
+        if self._supervisor.boot is boot:
+            log.warning("engine.restarting", boot_id=str(boot.boot_id), reason=reason)
+            self._supervisor.restart(reason)
+
+    async def examine(self, stamp: CommandStamp, request: AttachRequest) -> Examination:
+        """Probe a staged revision alone; what comes out settles the suspicion, unless nothing was learnt."""
+        self._gate.check(stamp)
+        boot = self._supervisor.ready_boot()
+        async with self._examining:
+            self._examined = request.digest
+            try:
+                found = await examine(boot.plugin, self._attach_item(boot, request))
+            finally:
+                self._examined = ""
+        log.warning("adapter.examined", revision=request.digest, policy=request.label, probes=found.probes,
+                    failures=found.failures, is_clean=found.is_clean, detail=found.detail)  # fmt: skip
+        if found.probes > 0:
+            self._suspicions.settle(request.digest)
+        return found
+
     async def probe(self, adapter_name: str) -> float:
         """Logprob in nats of one token by a resident adapter, or by the base. Raises: NotFound, EngineFailed."""
         boot = self._supervisor.ready_boot()
@@ -191,7 +234,7 @@ class EngineHost:
             "list_version": boot.pulse["list_version"],
             "list_hash": boot.pulse["list_hash"],
             "last_command": self._gate.last_command,
-            "residents": [asdict(resident) for resident in residents_of(boot.pulse)],
+            "residents": [asdict(resident) for resident in self._residents(boot.pulse)],
         }
 
     def heartbeat(self) -> EngineHeartbeat | None:
@@ -200,6 +243,7 @@ class EngineHost:
         if boot is None or not boot.pulse:
             return None
         pulse = boot.pulse
+        self._suspicions.take_in(str(boot.boot_id), pulse)
         return EngineHeartbeat(
             base=self._settings.base,
             base_digest=self._base_digest,
@@ -219,10 +263,17 @@ class EngineHost:
             running=pulse["running"],
             waiting=pulse["waiting"],
             max_running=self._settings.max_num_seqs,
+            suspects=self._suspicions.digests(),
         )
 
     def _condition(self, pulse: dict[str, Any]) -> EngineCondition:
+        if pulse.get("suspicion") and not self.is_draining:
+            return "suspect"
         return "draining" if self.is_draining or pulse["closed_because"] else "ready"
+
+    def _residents(self, pulse: dict[str, Any]) -> tuple[Resident, ...]:
+        """All but a revision that is only here to be examined."""
+        return tuple(resident for resident in residents_of(pulse) if resident.digest != self._examined)
 
 
 def residents_of(pulse: dict[str, Any]) -> tuple[Resident, ...]:

@@ -11,6 +11,10 @@ SLOW_TIMEOUT_S = 120.0
 """A command waits for the running step; a long prefill on a busy CPU takes tens of seconds."""
 
 
+class AnswerNotFinite(EngineFailed):
+    """The model's answer is not made of numbers."""
+
+
 class PluginClient:
     """One boot's `/openmint/*`. Every call raises EngineFailed when the engine is gone or refuses."""
 
@@ -48,12 +52,16 @@ class PluginClient:
         return await self._call("POST", "remove", body, timeout_s=timeout_s + SLOW_TIMEOUT_S)
 
     async def probe(self, name: str) -> float:
-        """Logprob of one token by an adapter; the base where `name` is empty."""
+        """Logprob of one token by an adapter; the base where `name` is empty. Raises: AnswerNotFinite."""
         return float((await self._call("POST", "probe", {"name": name}))["logprob"])
 
-    async def close_admission(self, reason: str) -> None:
-        """Admit nothing more."""
-        await self._call("POST", "close", {"reason": reason})
+    async def cleanse(self) -> None:
+        """Zero the key-value cache; nothing may be in flight."""
+        await self._call("POST", "cleanse")
+
+    async def close_admission(self, reason: str, *, is_examining: bool = False) -> None:
+        """Admit nothing more; while examining, bad answers are expected and make nobody suspect."""
+        await self._call("POST", "close", {"reason": reason, "is_examining": is_examining})
 
     async def open_admission(self) -> None:
         """Admit again."""
@@ -71,12 +79,16 @@ class PluginClient:
         except httpx.HTTPError as error:
             raise EngineFailed(f"the engine does not answer {name}: {type(error).__name__} {error}") from error
         if answer.status_code != 200:
-            raise EngineFailed(f"the engine answers {name} with {answer.status_code}: {_message(answer)}")
+            code, message = _error(answer)
+            kind = AnswerNotFinite if code == "not_finite" else EngineFailed
+            raise kind(f"the engine answers {name} with {answer.status_code}: {message}")
         return cast(dict[str, Any], answer.json())
 
 
-def _message(answer: httpx.Response) -> str:
+def _error(answer: httpx.Response) -> tuple[str, str]:
+    """Code and message of a refusal."""
     try:
-        return str(answer.json()["error"]["message"])[:500]
+        error = answer.json()["error"]
+        return str(error["code"]), str(error["message"])[:500]
     except (ValueError, KeyError, TypeError):
-        return answer.text[:500]
+        return "", answer.text[:500]

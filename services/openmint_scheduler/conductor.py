@@ -20,13 +20,18 @@ from openmint_scheduler.messages import (
     Attach,
     AttachDone,
     CommandFailed,
+    Condemn,
     EngineBeat,
     EngineLooked,
+    Examine,
+    ExamineDone,
     FetchState,
     Incoming,
     Noted,
     Remove,
     RemoveDone,
+    Restart,
+    RestartDone,
     Stage,
     StageDone,
     Tick,
@@ -41,12 +46,15 @@ TICK_EVERY_S = 0.25
 LOOK_TIMEOUT_S = 3.0
 UNSTAGE_TIMEOUT_S = 10.0
 REMOVE_MARGIN_S = 10.0
+RESTART_TIMEOUT_S = 10.0
+EXAMINE_TIMEOUT_S = 60.0
+"""Some six probes of one token, and the wait until nothing else is in flight."""
 
 EngineFactory = Callable[[str], Engine]
 """From a control URL to the client of that engine."""
 
-EngineCommand = Stage | Attach | Remove | Unstage | FetchState
-Outcome = EngineLooked | StageDone | AttachDone | RemoveDone | None
+EngineCommand = Stage | Attach | Remove | Unstage | FetchState | Restart | Examine
+Outcome = EngineLooked | StageDone | AttachDone | RemoveDone | RestartDone | ExamineDone | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +66,7 @@ class TimeLimits:
 
 
 class Conductor:
-    """One core, its engines and its epoch. `answer` and `note` are called for the core's words to the outside."""
+    """One core, its engines and its epoch. `answer`, `note` and `condemn` carry its words to the outside."""
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class Conductor:
         *,
         answer: Callable[[AnswerFailed], None],
         note: Callable[[Noted], None],
+        condemn: Callable[[Condemn], None] | None = None,
         time_limits: TimeLimits | None = None,
     ) -> None:
         self.core = core
@@ -79,6 +88,7 @@ class Conductor:
         self._engine_factory = engine_factory
         self._answer = answer
         self._note = note
+        self._condemn = condemn or (lambda condemned: None)
         self._time_limits = time_limits or TimeLimits()
         self._engines: dict[str, tuple[str, Engine]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,6 +106,8 @@ class Conductor:
             match command:
                 case AnswerFailed():
                     self._answer(command)
+                case Condemn():
+                    self._condemn(command)
                 case Noted():
                     self._note(command)
                 case _:
@@ -167,6 +179,11 @@ class Conductor:
             case Unstage():
                 await engine.unstage(stamp, command.digest)
                 return None
+            case Restart():
+                await engine.restart(stamp, command.reason)
+                return RestartDone(name, boot_id, number)
+            case Examine():
+                return ExamineDone(name, boot_id, number, await engine.examine(stamp, command.request))
             case FetchState():
                 asked_s = self._clock.monotonic_s()
                 return EngineLooked(number, await engine.state(), asked_s)
@@ -183,6 +200,10 @@ class Conductor:
                 return UNSTAGE_TIMEOUT_S
             case FetchState():
                 return LOOK_TIMEOUT_S
+            case Restart():
+                return RESTART_TIMEOUT_S
+            case Examine():
+                return EXAMINE_TIMEOUT_S
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

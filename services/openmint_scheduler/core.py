@@ -17,11 +17,13 @@ from openmint_scheduler.messages import (
     EngineBeat,
     EngineGone,
     EngineLooked,
+    ExamineDone,
     Incoming,
     InterestReleased,
     InterestRenewed,
     LoadAsked,
     RemoveDone,
+    RestartDone,
     StageDone,
     Tick,
     Unstage,
@@ -30,6 +32,7 @@ from openmint_scheduler.outcomes import settle
 from openmint_scheduler.progress import MAX_LOOKS, let_go_of_evaluated, pump
 from openmint_scheduler.reports import ask_look, beat, is_look_due, looked, lose_engine
 from openmint_scheduler.state import SchedulerState
+from openmint_scheduler.suspects import pass_time as settle_suspicions
 from openmint_scheduler.wants import alias_turned, refresh, release, want
 
 
@@ -64,7 +67,7 @@ class LoaderScheduler:
                 entry = state.ledger.engines.get(event.engine)
                 if entry is not None and entry.boot_id == event.boot_id:
                     lose_engine(state, entry, event.reason or "left", now_s)
-            case StageDone() | AttachDone() | RemoveDone() | CommandFailed():
+            case StageDone() | AttachDone() | RemoveDone() | RestartDone() | ExamineDone() | CommandFailed():
                 settle(state, event, now_s)
             case Tick():
                 pass_time(state, now_s)
@@ -90,6 +93,7 @@ def pass_time(state: SchedulerState, now_s: float) -> None:
             state.restless.add(name)
             rejudge_full(state, name)
     forget_wanted(state, now_s)
+    settle_suspicions(state, now_s)
     for entry in state.ledger.engines.values():
         if entry.assigned:
             state.touch(entry)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from math import exp, log
 
-HALF_LIFE_S = 60.0
 MAX_REMEMBERED = 200_000
 """About 40 MB; the coldest half goes when it is full."""
 
@@ -19,7 +18,8 @@ class Heat:
 class DemandMeter:
     """The rate at which each revision is wanted."""
 
-    def __init__(self) -> None:
+    def __init__(self, half_life_s: float) -> None:
+        self._decay = log(2) / half_life_s
         self._heats: dict[str, Heat] = {}
 
     def add(self, digest: str, now_s: float, amount: float = 1.0) -> None:
@@ -35,16 +35,15 @@ class DemandMeter:
     def per_min(self, digest: str, now_s: float) -> float:
         """Demands a minute, as the fading count has them."""
         heat = self._heats.get(digest)
-        return self._faded(heat, now_s) * log(2) * 60.0 / HALF_LIFE_S if heat else 0.0
+        return self._faded(heat, now_s) * self._decay * 60.0 if heat else 0.0
 
     def last_s(self, digest: str) -> float:
         """When it was last wanted; minus infinity when that is forgotten."""
         heat = self._heats.get(digest)
         return heat.at_s if heat else float("-inf")
 
-    @staticmethod
-    def _faded(heat: Heat, now_s: float) -> float:
-        return heat.amount * exp(-log(2) * max(0.0, now_s - heat.at_s) / HALF_LIFE_S)
+    def _faded(self, heat: Heat, now_s: float) -> float:
+        return heat.amount * exp(-self._decay * max(0.0, now_s - heat.at_s))
 
     def _drop_coldest(self, now_s: float) -> None:
         warmest_first = sorted(self._heats.items(), key=lambda item: -self._faded(item[1], now_s))

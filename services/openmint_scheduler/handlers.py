@@ -50,6 +50,7 @@ def engine_beat(beat: EngineHeartbeat) -> EngineBeat:
         running=beat.running,
         waiting=beat.waiting,
         max_running=beat.max_running,
+        suspects=tuple(beat.suspects),
     )
 
 

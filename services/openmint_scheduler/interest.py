@@ -43,6 +43,14 @@ class InterestBook:
         """True while somebody waits for it or uses it."""
         return key in self._leases
 
+    def is_held_in(self, pools: tuple[str, ...], digest: str) -> bool:
+        """The same for several pools at once."""
+        leases = self._leases
+        for pool in pools:  # Runs for every resident of an engine that needs room.
+            if (pool, digest) in leases:
+                return True
+        return False
+
     def waiters(self, key: LoadKey) -> int:
         """How many hold a lease."""
         return len(self._leases.get(key, ()))

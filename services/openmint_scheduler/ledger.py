@@ -29,6 +29,8 @@ class ResidentEntry:
     """Requests that the engine had admitted to it at the last look."""
     busy: float = 0.0
     """Sequences in flight, smoothed over looks."""
+    loss: float = 0.0
+    """What its eviction would cost, as the eviction strategy saw it at the last look."""
 
 
 @dataclass(slots=True)

@@ -31,6 +31,12 @@ class Limits:
     busy_look_s: float = 1.0
     """The oldest look at an engine that is at least half full of requests."""
 
+    unwanted_per_min: float = 0.25
+    """A prefetch pushes out only what is wanted less often than this: with the half-life, twice in the last minutes."""
+
+    demand_half_life_s: float = 300.0
+    """Demand half forgotten: long enough to see what is wanted once in minutes, which is what evictions are about."""
+
     max_staged: int = 256
     """Staged copies per engine's machine, beyond which the longest unused is dropped."""
 

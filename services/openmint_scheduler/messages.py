@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
-from openmint.engines.protocol import AttachRequest, AttachResult, EngineCondition, EngineState
+from openmint.engines.protocol import AttachRequest, AttachResult, EngineCondition, EngineState, Examination
 from openmint.events.serving import LoadClass
 
 CLASS_RANKS: dict[LoadClass, int] = {"interactive": 0, "rollout": 1, "evaluation": 2, "prefetch": 3}
@@ -85,6 +85,8 @@ class EngineBeat:
     running: int
     waiting: int
     max_running: int = 0
+    suspects: tuple[str, ...] = ()
+    """Revisions that may have spoiled its answers and that it has not examined yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,25 @@ class RemoveDone:
 
 
 @dataclass(frozen=True, slots=True)
+class RestartDone:
+    """The engine's host has begun to restart it."""
+
+    engine: str
+    boot_id: UUID
+    command: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExamineDone:
+    """A suspect was probed alone."""
+
+    engine: str
+    boot_id: UUID
+    command: int
+    found: Examination
+
+
+@dataclass(frozen=True, slots=True)
 class CommandFailed:
     """A command could not be carried out. `code` is one of openmint.errors: `bad_adapter` is final for everybody,
     `store_unavailable` is nobody's fault, everything else is held against the engine."""
@@ -155,7 +176,7 @@ class Tick:
 
 Incoming = (
     LoadAsked | InterestRenewed | InterestReleased | AliasTurned | EngineBeat | EngineLooked | EngineGone
-    | StageDone | AttachDone | RemoveDone | CommandFailed | Tick
+    | StageDone | AttachDone | RemoveDone | RestartDone | ExamineDone | CommandFailed | Tick
 )  # fmt: skip
 
 
@@ -211,6 +232,36 @@ class FetchState:
 
 
 @dataclass(frozen=True, slots=True)
+class Restart:
+    """Have a suspect engine start afresh."""
+
+    engine: str
+    boot_id: UUID
+    command: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Have a staged suspect probed alone on a fresh engine."""
+
+    engine: str
+    boot_id: UUID
+    command: int
+    request: AttachRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """Tell that a revision was found bad beyond doubt."""
+
+    engine: str
+    digest: str
+    failures: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerFailed:
     """Tell the waiters of a load that it will not be; `retry_after_s` is set when a retry can help."""
 
@@ -228,4 +279,4 @@ class Noted:
     fields: dict[str, str | int | float | bool] = field(default_factory=dict[str, str | int | float | bool])
 
 
-Command = Stage | Attach | Remove | Unstage | FetchState | AnswerFailed | Noted
+Command = Stage | Attach | Remove | Unstage | FetchState | Restart | Examine | AnswerFailed | Condemn | Noted

@@ -8,19 +8,28 @@ from openmint_scheduler.messages import (
     Attach,
     AttachDone,
     CommandFailed,
+    Examine,
+    ExamineDone,
     FetchState,
     Noted,
     Remove,
     RemoveDone,
+    Restart,
+    RestartDone,
     Stage,
     StageDone,
 )
 from openmint_scheduler.progress import pause_after
 from openmint_scheduler.reports import DEATH_TRIES, ask_look, restore
 from openmint_scheduler.state import InFlight, SchedulerState
+from openmint_scheduler.suspects import examined, go_on, unlearnt
 
 
-def settle(state: SchedulerState, event: StageDone | AttachDone | RemoveDone | CommandFailed, now_s: float) -> None:
+def settle(
+    state: SchedulerState,
+    event: StageDone | AttachDone | RemoveDone | RestartDone | ExamineDone | CommandFailed,
+    now_s: float,
+) -> None:
     """Match the answer with its command."""
     sent = state.sent.pop(event.command, None)
     entry = state.ledger.engines.get(event.engine)
@@ -34,6 +43,10 @@ def settle(state: SchedulerState, event: StageDone | AttachDone | RemoveDone | C
             attached(state, entry, sent, event.results, now_s)
         case Remove(), RemoveDone():
             removed(state, entry, sent, event.removed, now_s)
+        case Restart(), RestartDone():
+            pass  # Its next boot tells of itself.
+        case Examine(), ExamineDone():
+            examined(state, entry, event.found, now_s)
         case _, CommandFailed():
             command_failed(state, entry, sent, event, now_s)
         case _:
@@ -47,6 +60,7 @@ def staged(state: SchedulerState, entry: EngineEntry, sent: Stage, now_s: float)
     load = state.assigned_load(entry, sent.digest)
     if load is not None and load.phase == "staging":
         load.phase, load.since_s = "staged", now_s
+    go_on(state, entry, now_s)
 
 
 def attached(
@@ -65,6 +79,7 @@ def attached(
         if not result.error_code:
             adapter_bytes = load.wanted.adapter_bytes if load else 0
             state.ledger.resident(entry, digest, result.adapter_name, adapter_bytes, sent.command, now_s)
+            state.room.value(entry, digest, entry.residents[digest], now_s)
             if load is not None:
                 wait_s = now_s - load.asked_s
                 state.note("adapter.attached", load.wanted, engine=entry.engine, attach_ms=result.attach_ms,
@@ -106,6 +121,7 @@ def command_failed(
     match sent:
         case Stage():
             entry.staging.pop(sent.digest, None)
+            unlearnt(state, entry, sent.digest, now_s, is_final=failed.code == "bad_adapter")
             load = state.assigned_load(entry, sent.digest)
             if failed.code == "bad_adapter":
                 refuse(state, sent.digest, failed.detail, now_s)
@@ -128,4 +144,9 @@ def command_failed(
         case FetchState():
             entry.look_asked_s = None
             return
+        case Restart():
+            state.suspects.asked.pop(entry.engine, None)
+        case Examine():
+            state.suspects.examining.pop(entry.engine, None)
+            unlearnt(state, entry, sent.request.digest, now_s)
     ask_look(state, entry, now_s)

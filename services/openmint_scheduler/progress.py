@@ -214,7 +214,7 @@ def let_go_of_evaluated(state: SchedulerState, entry: EngineEntry, now_s: float)
     last_s = state.only_evaluated
     left = {d for d in entry.residents if d in last_s and now_s - last_s[d] > state.limits.evaluation_keep_s}
     if left and entry.is_usable:
-        left &= {candidate.digest for candidate in state.room.candidates(entry, now_s)}
+        left &= {digest for digest, _ in state.room.may_go(entry, now_s)}
     if not left or not entry.is_usable:
         return
     if is_look_old(state, entry, now_s):

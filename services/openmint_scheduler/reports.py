@@ -6,6 +6,7 @@ from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.messages import EngineBeat, EngineLooked, FetchState, LoadKey, Noted
 from openmint_scheduler.replication import consider
 from openmint_scheduler.state import SchedulerState
+from openmint_scheduler.suspects import heard
 from openmint_scheduler.wants import accept, prefetch
 
 DEATH_TRIES = 2
@@ -37,6 +38,7 @@ def beat(state: SchedulerState, beat: EngineBeat, now_s: float) -> None:
     state.last_command = max(state.last_command, beat.last_command)
     if is_first:
         state.out.append(Noted("engine.joined", {"engine": beat.engine, "condition": beat.condition}))
+    heard(state, entry, beat.suspects, now_s)
     if was_ready and beat.condition != "ready" and known is entry:
         orphan(state, entry, "left service", now_s)
         restore(state, list(entry.residents), entry, now_s)
@@ -77,7 +79,9 @@ def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:
             if resident.served > known.served:
                 state.demand.add(resident.digest, now_s, float(resident.served - known.served))
             known.served = resident.served
-        arrived(state, entry, resident.digest, now_s)
+            state.room.value(entry, resident.digest, known, now_s)
+        if state.is_awaited(entry, resident.digest):
+            arrived(state, entry, resident.digest, now_s)
     restore(state, lost, entry, now_s)
     consider(state, entry, now_s)
 

@@ -24,12 +24,12 @@ from openmint.bus.tail import tail
 from openmint.clock import Clock
 from openmint.engines.scheduler_view import EVERY_LEADER, SchedulerQuery, query_subject
 from openmint.errors import CallerMistake, OpenmintError
-from openmint.events import AliasMoved, Cause, EngineHeartbeat, EngineLeft, LoadFailed, LoadRequested
+from openmint.events import AdapterCondemned, AliasMoved, Cause, EngineHeartbeat, EngineLeft, LoadFailed, LoadRequested
 from openmint_scheduler import handlers, metrics
 from openmint_scheduler.conductor import Conductor, EngineFactory, TimeLimits
 from openmint_scheduler.core import LoaderScheduler
 from openmint_scheduler.leadership import Lead, try_to_lead
-from openmint_scheduler.messages import AnswerFailed, Noted
+from openmint_scheduler.messages import AnswerFailed, Condemn, Noted
 from openmint_scheduler.settings import SchedulerSettings
 from openmint_scheduler.snapshot import snapshot
 
@@ -94,7 +94,7 @@ class BaseShell:
         limits = TimeLimits(self._settings.stage_timeout_s, self._settings.attach_timeout_s)
         conductor = Conductor(
             core, lead.epoch, self._clock, self._engine_factory, answer=self._answer, note=self._note,
-            time_limits=limits,
+            condemn=self._tell_condemned, time_limits=limits,
         )  # fmt: skip
         log.info("leader.started", base=self.base, epoch=lead.epoch, owner=self._owner)
         metrics.LEADING.labels(self.base).set(1)
@@ -227,6 +227,24 @@ class BaseShell:
             cause=Cause(code=answer.code, detail=answer.detail, fault=fault),
             retry_after_s=answer.retry_after_s,
         )
+        self._publish(fact)
+
+    def _tell_condemned(self, condemned: Condemn) -> None:
+        log.error(
+            "adapter.condemned", base=self.base, engine=condemned.engine, revision=condemned.digest,
+            failures=condemned.failures, reason=condemned.reason,
+        )  # fmt: skip
+        self._publish(
+            AdapterCondemned(
+                base=self.base,
+                engine=condemned.engine,
+                digest=condemned.digest,
+                failures=condemned.failures,
+                reason=condemned.reason,
+            )
+        )
+
+    def _publish(self, fact: AdapterCondemned | LoadFailed) -> None:
         task = asyncio.create_task(self._bus.publish_soft(fact))
         self._answers.add(task)
         task.add_done_callback(self._answers.discard)

@@ -63,7 +63,7 @@ class SchedulerState:
         self.queues: dict[str, LoadQueue] = {}
         self.resting: dict[LoadKey, Load] = {}
         self.paces: dict[str, Pace] = {}
-        self.demand = DemandMeter()
+        self.demand = DemandMeter(limits.demand_half_life_s)
         self.only_evaluated: dict[str, float] = {}
         """Revisions that only an evaluation has asked for, and when it last held them: nobody answers with them."""
         self.warm = WarmBook(limits.warm_s, limits.warm_share)
@@ -138,6 +138,10 @@ class SchedulerState:
         key = entry.assigned.get(digest)
         return self.loads.get(key) if key is not None else None
 
+    def is_awaited(self, entry: EngineEntry, digest: str) -> bool:
+        """True when a load or a lease of one of the engine's pools is about the revision."""
+        return self.is_held_on(entry, digest) or any((pool, digest) in self.loads for pool in entry.pools)
+
     def is_held_on(self, entry: EngineEntry, digest: str) -> bool:
         """True while anybody waits for the revision, or uses it, in one of the engine's pools."""
-        return any(self.interest.is_held(LoadKey(pool, digest)) for pool in entry.pools)
+        return self.interest.is_held_in(entry.pools, digest)

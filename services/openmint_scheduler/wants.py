@@ -14,7 +14,7 @@ def want(
     key = wanted.key
     refusal = state.refusals.find(key.digest, now_s)
     if refusal is not None:
-        retry_after_s = None if refusal.code == "bad_adapter" else refusal.ends_s - now_s
+        retry_after_s = None if refusal.code in ("bad_adapter", "quarantined") else refusal.ends_s - now_s
         state.out.append(AnswerFailed(wanted, refusal.code, refusal.detail, retry_after_s))
         return
     patience_s = state.limits.prefetch_patience_s if waiter == PREFETCHER else 0.0

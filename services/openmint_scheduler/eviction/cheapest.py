@@ -19,14 +19,9 @@ def reload_cost_ms(candidate: Candidate) -> float:
     return ATTACH_COST_MS + STAGE_COST_MS + STAGE_COST_MS_PER_MB * candidate.adapter_bytes / 1e6
 
 
-def loss(candidate: Candidate) -> float:
+def cheapest_to_lose(candidate: Candidate) -> float:
     """Demands a minute times what it costs to bring back, in ms a minute.
 
     Of something that answers elsewhere too, only the share of the demand that came here has to move.
     """
     return candidate.demands_per_min * reload_cost_ms(candidate) / candidate.copies**2
-
-
-def cheapest_to_lose(candidates: list[Candidate]) -> Candidate:
-    """The smallest loss; between equals the longest unused."""
-    return min(candidates, key=lambda c: (loss(c), c.last_wanted_s, c.digest))

@@ -6,7 +6,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A resident that may go: nothing of it is in flight, nobody holds a lease on it, and it is not kept warm."""
+    """A resident as an eviction strategy sees it."""
 
     digest: str
     adapter_bytes: int
@@ -18,6 +18,9 @@ class Candidate:
 
 
 class Eviction(Protocol):
-    """Choose one of `candidates` (at least one). The choice must depend on the arguments alone."""
+    """What the loss of a resident would cost, in any unit: of those that may go at all, the smallest goes first.
 
-    def __call__(self, candidates: list[Candidate]) -> Candidate: ...
+    It must depend on the argument alone. It is asked when an engine is looked at, so that choosing is cheap.
+    """
+
+    def __call__(self, candidate: Candidate) -> float: ...

@@ -3,6 +3,6 @@
 from openmint_scheduler.eviction.contract import Candidate
 
 
-def longest_unused(candidates: list[Candidate]) -> Candidate:
-    """The one that was last wanted longest ago."""
-    return min(candidates, key=lambda c: (c.last_wanted_s, c.digest))
+def longest_unused(candidate: Candidate) -> float:
+    """When it was last wanted: the longest ago goes first."""
+    return candidate.last_wanted_s

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from nats.js.api import DiscardPolicy, RetentionPolicy
 
 from openmint.events import (
+    AdapterCondemned,
     CheckpointSaved,
     Event,
     JobAccepted,
@@ -127,6 +128,7 @@ RESIDENCY = StreamPlan(
     subjects=(
         "openmint.adapter.resident.>",
         "openmint.adapter.gone.>",
+        "openmint.adapter.condemned.>",
         "openmint.load.failed.>",
         "openmint.engine.joined.>",
         "openmint.engine.left.>",
@@ -172,6 +174,8 @@ CONSUMERS = (
     ConsumerPlan("trainer-job-accepted", "EVENTS", "trainer", JobAccepted, batch=16),
     ConsumerPlan("exporter-checkpoint-saved", "EVENTS", "exporter", CheckpointSaved, max_ack_pending=4),
     ConsumerPlan("evaluator-revision-exported", "EVENTS", "evaluator", RevisionExported, max_ack_pending=4),
+    # Lost with its stream, it comes again: a bad revision that is asked for is found bad again.
+    ConsumerPlan("keeper-adapter-condemned", "RESIDENCY", "keeper", AdapterCondemned, max_ack_pending=4),
 )
 
 

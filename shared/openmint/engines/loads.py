@@ -27,6 +27,7 @@ from openmint.errors import (
     NoEngine,
     OpenmintError,
     Overloaded,
+    Quarantined,
 )
 from openmint.events import LoadFailed as LoadFailedFact
 from openmint.events import LoadRequested
@@ -235,6 +236,7 @@ def error_of(fact: LoadFailedFact) -> OpenmintError:
         "overloaded": Overloaded,
         "load_timeout": LoadTimeout,
         "no_engine": NoEngine,
+        "quarantined": Quarantined,
     }
     kind = kinds.get(fact.cause.code, LoadFailed)
     if fact.cause.code == BadAdapter.code:

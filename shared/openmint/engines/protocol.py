@@ -15,7 +15,8 @@ REVISION_HEADER = "x-openmint-revision"
 """On every answer of an engine: the digest that answered, or `base`."""
 
 VERDICT_HEADER = "x-openmint-verdict"
-"""On a 503 of the engine's admission: `busy` or `absent`. No work was done; another engine may be asked."""
+"""On a 503 of the engine: `busy` or `absent` (nothing was done; another engine may be asked), or `suspect` (the answer
+was not made of numbers and is withheld)."""
 
 TENANT_HEADER = "x-openmint-tenant"
 """On every request to an engine: whose share it counts against."""
@@ -95,6 +96,21 @@ class AttachResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Examination:
+    """What probing one revision alone on an otherwise idle engine has shown.
+
+    `failures` of `probes` gave no number, each on a cleansed engine whose base answered well before. With `probes` 0
+    nothing was learnt. `is_clean`: the base answers well afterwards; else the engine needs a restart.
+    """
+
+    digest: str
+    probes: int
+    failures: int
+    is_clean: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class CommandStamp:
     """Who commands: the leader's epoch for this base (an older one is refused) and a rising command number."""
 
@@ -136,6 +152,17 @@ class Engine(Protocol):
 
     async def unstage(self, stamp: CommandStamp, digest: str) -> None:
         """Drop the staged copy of a revision that is not resident."""
+        ...
+
+    async def restart(self, stamp: CommandStamp, reason: str) -> None:
+        """Admit nothing more, let what is in flight end for a bounded time, then start a fresh boot.
+
+        Returns at once; the next boot's heartbeats tell when it is there.
+        """
+        ...
+
+    async def examine(self, stamp: CommandStamp, request: AttachRequest) -> Examination:
+        """Probe a staged revision alone: admission is closed meanwhile, and nobody is told that it was here."""
         ...
 
     async def close(self) -> None:

@@ -19,6 +19,7 @@ from openmint.engines.protocol import (
     CommandStamp,
     EngineCondition,
     EngineState,
+    Examination,
     Resident,
     StageResult,
 )
@@ -41,6 +42,8 @@ class SimulatedTimings:
     attach_s: float = 0.006
     remove_s: float = 0.005
     look_s: float = 0.001
+    probe_s: float = 0.02
+    restart_s: float = 2.0
     parallel_stages: int = 2
 
 
@@ -52,6 +55,8 @@ class SimulatedFaults:
     refused: set[str] = field(default_factory=set[str])
     lied_about: set[str] = field(default_factory=set[str])
     deadly: set[str] = field(default_factory=set[str])
+    poisonous: set[str] = field(default_factory=set[str])
+    """Not finite when used: from then on the engine is suspect, as a real one."""
     store_is_away: bool = False
     hangs_until_s: float = 0.0
 
@@ -65,6 +70,7 @@ class SimulatedAdapter:
     in_flight: int = 0
     served: int = 0
     is_draining: bool = False
+    is_proven: bool = False
 
 
 async def _tell_nobody(fact: EngineFact) -> None:
@@ -99,6 +105,10 @@ class SimulatedEngine:
         self.stages: Counter[str] = Counter()
         self.attaches: Counter[str] = Counter()
         self.batches: list[int] = []
+        self.suspects: list[str] = []
+        self.examined: Counter[str] = Counter()
+        self.restarts = 0
+        self._restarting: asyncio.Task[None] | None = None
         self._clock = clock
         self._max_rank = max_rank
         self._timings = timings or SimulatedTimings()
@@ -152,16 +162,27 @@ class SimulatedEngine:
     async def request(self, digest: str) -> AsyncGenerator[bool]:
         """A request in flight for the length of the block; False when the engine answers `absent`."""
         adapter = self.adapters.get(digest)
-        is_admitted = self.is_alive and adapter is not None and not adapter.is_draining
+        is_admitted = self.is_alive and adapter is not None and not adapter.is_draining and self.condition == "ready"
         if adapter is None or not is_admitted:
             yield False
             return
         adapter.in_flight += 1
         adapter.served += 1
         try:
+            if digest in self.faults.poisonous:
+                self._turn_suspect(digest)
+                yield False
+                return
+            adapter.is_proven = True
             yield True
         finally:
             adapter.in_flight -= 1
+
+    def _turn_suspect(self, digest: str) -> None:
+        """What the watch of a real engine does at the first answer that is not finite."""
+        self.condition = "suspect"
+        unproven = [a.digest for a in self.adapters.values() if a.in_flight and not a.is_proven]
+        self.suspects = list(dict.fromkeys([*self.suspects, digest, *unproven]))
 
     def heartbeat(self) -> EngineHeartbeat | None:
         """What the host publishes every second; None while the engine is down."""
@@ -185,6 +206,7 @@ class SimulatedEngine:
             staged=len(self.staged),
             running=self.running,
             waiting=0,
+            suspects=list(self.suspects),
             max_running=16,
         )
 
@@ -286,6 +308,30 @@ class SimulatedEngine:
         self._check_boot(await self._spend(self._timings.look_s))
         if digest not in self.adapters:
             self.staged.discard(digest)
+
+    async def restart(self, stamp: CommandStamp, reason: str) -> None:
+        """Die, and come up again as a fresh boot."""
+        self._check_epoch(stamp)
+        if self._restarting is None or self._restarting.done():
+            self._restarting = asyncio.create_task(self._restart())
+
+    async def _restart(self) -> None:
+        self.restarts += 1
+        await self.die(announced=True)
+        await self._clock.sleep(self._timings.restart_s)
+        if not self.is_alive:
+            await self.start()
+
+    async def examine(self, stamp: CommandStamp, request: AttachRequest) -> Examination:
+        """Probe a staged revision alone."""
+        self._check_epoch(stamp)
+        self._check_boot(await self._spend(6 * self._timings.probe_s))
+        if request.digest not in self.staged:
+            return Examination(request.digest, 0, 0, True, "not_staged")
+        self.examined[request.digest] += 1
+        self.suspects = [digest for digest in self.suspects if digest != request.digest]
+        failures = 2 if request.digest in self.faults.poisonous else 0
+        return Examination(request.digest, 2, failures, True, "nan" if failures else "")
 
     async def close(self) -> None:
         """Nothing is held open."""

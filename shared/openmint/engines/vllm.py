@@ -12,12 +12,16 @@ from openmint.engines.protocol import (
     AttachResult,
     CommandStamp,
     EngineState,
+    Examination,
     Resident,
     StageResult,
 )
 from openmint.errors import EngineFailed, OpenmintError
 
 QUICK_TIMEOUT_S = 30.0
+EXAMINE_TIMEOUT_S = 60.0
+"""Waiting for an idle engine, and some six probes of one token."""
+
 STAGE_TIMEOUT_S = 300.0
 """A large adapter from a slow store; the scheduler gives up on its own deadline before that."""
 
@@ -58,6 +62,16 @@ class HostEngine:
     async def unstage(self, stamp: CommandStamp, digest: str) -> None:
         """Drop the staged copy of a revision that is not resident."""
         await self._call("POST", "unstage", {**asdict(stamp), "digest": digest})
+
+    async def restart(self, stamp: CommandStamp, reason: str) -> None:
+        """Let the engine start afresh."""
+        await self._call("POST", "restart", {**asdict(stamp), "reason": reason})
+
+    async def examine(self, stamp: CommandStamp, request: AttachRequest) -> Examination:
+        """Probe a staged revision alone."""
+        return Examination(
+            **await self._call("POST", "examine", {**asdict(stamp), **asdict(request)}, EXAMINE_TIMEOUT_S)
+        )
 
     async def probe(self, adapter_name: str) -> float:
         """Logprob in nats of one token by a resident, or by the base where the name is empty.

@@ -15,6 +15,7 @@ from openmint.events.release import (
     RevisionRetired,
 )
 from openmint.events.serving import (
+    AdapterCondemned,
     AdapterGone,
     AdapterResident,
     EngineHeartbeat,
@@ -44,6 +45,7 @@ from openmint.events.training import (
 )
 
 __all__ = [
+    "AdapterCondemned",
     "AdapterGone",
     "AdapterResident",
     "AdapterSpec",

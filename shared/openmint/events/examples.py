@@ -140,6 +140,13 @@ def examples() -> dict[type[Event], Event]:
             **adapter, event_id=_id(117), url=urls["url"], pools=["serve"], stage_ms=41.0, attach_ms=6.0
         ),
         events.AdapterGone(**adapter, event_id=_id(118), reason="evicted"),
+        events.AdapterCondemned(
+            **engine,
+            event_id=_id(122),
+            digest=DIGEST,
+            failures=2,
+            reason="alone on engine serve-1 it gave no finite answer, 2 of 2 times",
+        ),
         events.EngineJoined(
             **engine, **urls, event_id=_id(119), base_digest=FORMER, pools=["serve"], build="vllm 0.32.0, bfloat16"
         ),

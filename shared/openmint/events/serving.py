@@ -84,6 +84,22 @@ class AdapterGone(ResidencyFact):
     reason: Literal["evicted", "drained", "failed", "quarantined"] = "evicted"
 
 
+class AdapterCondemned(Fact):
+    """A revision gave non-finite answers alone, again and again, on a clean engine: the keeper quarantines it."""
+
+    area: ClassVar[str] = "adapter"
+    verb: ClassVar[str] = "condemned"
+
+    base: Name
+    engine: Name
+    digest: Digest
+    failures: int = Field(ge=1, description="Probes alone that gave no number")
+    reason: str
+
+    def subject_token(self) -> str:
+        return self.engine
+
+
 class LoadFailed(Fact):
     """A load was refused or could not be carried out; waiters answer their callers now."""
 
@@ -167,6 +183,9 @@ class EngineHeartbeat(Fact):
     running: int = 0
     waiting: int = 0
     max_running: int = Field(default=0, description="Sequences that one step takes at most; 0: not told")
+    suspects: list[Digest] = Field(
+        default_factory=list, description="Revisions that may have spoiled its answers and are still to be examined"
+    )
 
     def subject_token(self) -> str:
         return self.engine
@@ -177,6 +196,7 @@ __all__ = [
     "NO_TENANT",
     "RELEASE_DEADLINE_S",
     "SERVE_POOL",
+    "AdapterCondemned",
     "AdapterGone",
     "AdapterResident",
     "EngineHeartbeat",

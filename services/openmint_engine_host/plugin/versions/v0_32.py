@@ -1,8 +1,8 @@
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportAttributeAccessIssue=false
 """vLLM 0.32: where its LoRA insides are, and what is patched in them.
 
-Patched: the worker's LoRA manager reads prepared files and nothing else; on CPU the LoRA kernels are replaced.
-Dense models on one device; an engine over several devices or with LoRA on experts is refused at start.
+Patched: the worker's LoRA manager reads prepared files and nothing else; on CPU the LoRA kernels are replaced
+(`v0_32_kernels`). Dense models and experts on one device; an engine over several devices is refused at start.
 """
 
 import math
@@ -25,8 +25,9 @@ from openmint_engine_host.layout import (
     TensorPlace,
     read_header,
 )
-from openmint_engine_host.plugin import cpu_experts, cpu_lora
 from openmint_engine_host.plugin.versions.contract import Capability, Load, Residency, VersionModule
+from openmint_engine_host.plugin.versions.v0_32_kernels import bring_experts_to_cpu, repair_linear
+from openmint_engine_host.plugin.versions.v0_32_self_test import check_experts, check_linear
 
 ON_ANY_PLATFORM: tuple[Capability, ...] = (
     "exact_residency",
@@ -38,9 +39,6 @@ ON_ANY_PLATFORM: tuple[Capability, ...] = (
     "answer_watch",
     "cleanse",
 )
-
-SELF_TEST_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 5e-3}
-"""Greatest difference from the reference, relative to its largest value."""
 
 PROBE_PROMPT = (1, 2, 3, 4)
 """Any token ids below every vocabulary's size; only whether the answer is finite counts."""
@@ -79,8 +77,8 @@ class Vllm032:
         if self._is_repaired or not current_platform.is_cpu():
             return
         self._is_repaired = True
-        _repair_cpu_kernels()
-        _bring_experts_to_cpu()
+        repair_linear()
+        bring_experts_to_cpu()
 
     def module_table(self, worker: object) -> ModuleTable:
         manager = _adapters(worker)
@@ -126,7 +124,7 @@ class Vllm032:
         if manager.list_adapters():
             return "the self-test needs an engine without adapters"
         try:
-            return _check_kernels(manager)
+            return check_linear(manager) or check_experts(manager)
         finally:
             manager.remove_all_adapters()
 
@@ -203,14 +201,23 @@ def _adapters(worker: object) -> Any:
 
 
 def _engine_module(manager: Any, name: str, module: Any) -> EngineModule:
+    from vllm.lora.layers import FusedMoE3DWithLoRA, FusedMoEWithLoRA
+
     sources = manager.packed_modules.get(name, [name])
+    experts = 0
+    if isinstance(module, FusedMoEWithLoRA):
+        is_gated = module._w13_slices == 2 and not isinstance(module, FusedMoE3DWithLoRA)
+        if not is_gated or module.use_ep or module.enable_moe_shared_loras:
+            raise BadLayout(f"{name}: only experts with a gate, an up and a down projection of their own have a layout")
+        experts = module.local_num_experts
     if len(sources) != module.n_slices:
         raise BadLayout(f"{name} has {module.n_slices} slices made of {len(sources)} modules")
+    # Of experts these are views of every slot's weights, the first slot's first: gate, down and up of each expert.
+    pairs = zip(module.lora_a_stacked, module.lora_b_stacked, strict=True)
     slices = tuple(
-        Slice(source, a.shape[-1], b.shape[-2])
-        for source, a, b in zip(sources, module.lora_a_stacked, module.lora_b_stacked, strict=True)
+        Slice(source, a.shape[-1], b.shape[-2]) for source, (a, b) in zip(sources, pairs, strict=not experts)
     )
-    return EngineModule(name, name in manager.packed_modules, slices)
+    return EngineModule(name, name in manager.packed_modules, slices, experts)
 
 
 def _read_prepared_files_only() -> None:
@@ -255,7 +262,7 @@ def _map_adapter(path: Path, adapter_id: int) -> Any:
     def view(place: TensorPlace | None) -> torch.Tensor | None:
         if place is None:
             return None
-        return blob[place.offset : place.offset + place.rows * place.columns].view(place.rows, place.columns)
+        return blob[place.offset : place.offset + math.prod(place.shape)].view(place.shape)
 
     rank = header.rank
     weights: dict[str, Any] = {}
@@ -279,143 +286,3 @@ def _as_tensor(mapped: mmap.mmap, header: LayoutHeader) -> torch.Tensor:
         warnings.simplefilter("ignore", UserWarning)
         count = header.blob_bytes // dtype.itemsize
         return torch.frombuffer(mapped, dtype=dtype, offset=header.blob_offset, count=count)
-
-
-def _repair_cpu_kernels() -> None:
-    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
-
-    stock_update = PunicaWrapperCPU.update_metadata
-
-    def update_metadata(self: Any, *arguments: Any, **named: Any) -> None:
-        stock_update(self, *arguments, **named)
-        self._openmint_grouping = cpu_lora.group_rows(self.token_lora_indices.tolist())
-
-    def add_lora_linear(
-        self: Any,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_a_stacked: tuple[torch.Tensor, ...],
-        lora_b_stacked: tuple[torch.Tensor, ...],
-        scale: float,
-        output_slices: tuple[int, ...],
-        **_: Any,
-    ) -> None:
-        grouping = getattr(self, "_openmint_grouping", None) or cpu_lora.Grouping()
-        y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-        cpu_lora.add_lora(y_TO, x_TI, lora_a_stacked, lora_b_stacked, scale, output_slices, grouping)
-
-    wrapper: Any = PunicaWrapperCPU
-    wrapper.update_metadata = update_metadata
-    wrapper.add_lora_linear = add_lora_linear
-
-
-def _bring_experts_to_cpu() -> None:
-    """Run the experts of a LoRA engine in torch: for them vLLM takes its Triton kernels, on CPU too."""
-    from vllm.model_executor.layers.fused_moe.activation import MoEActivation
-    from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
-
-    def apply(
-        self: Any,
-        output: torch.Tensor,
-        hidden_states: torch.Tensor,
-        w1: torch.Tensor,
-        w2: torch.Tensor,
-        topk_weights: torch.Tensor,
-        topk_ids: torch.Tensor,
-        activation: Any,
-        global_num_experts: int,
-        expert_map: torch.Tensor | None,
-        a1q_scale: torch.Tensor | None,
-        a2_scale: torch.Tensor | None,
-        workspace13: torch.Tensor,
-        workspace2: torch.Tensor,
-        expert_tokens_meta: Any,
-        apply_router_weight_on_input: bool,
-    ) -> None:
-        is_plain = activation == MoEActivation.SILU and expert_map is None and not apply_router_weight_on_input
-        if not is_plain or self.quant_dtype is not None or self.w1_bias is not None or self.w2_bias is not None:
-            # Met in the warm-up already, so that such an engine never becomes ready.
-            raise ValueError("openmint runs experts on CPU with SiLU, unquantized, without biases and on one device")
-        context = self._lora_context
-        slot_of_token = torch.full((hidden_states.shape[0],), -1, dtype=torch.int64)
-        lora = None
-        if context is not None and getattr(context.punica_wrapper, "_openmint_grouping", cpu_lora.Grouping()).groups:
-            known = context.punica_wrapper.token_lora_indices[: hidden_states.shape[0]]
-            slot_of_token[: known.shape[0]] = known
-            lora = _expert_lora(context)
-        output.copy_(cpu_experts.run_experts(hidden_states, w1, w2, topk_weights, topk_ids, lora, slot_of_token))
-
-    experts: Any = TritonExperts
-    experts.apply = apply
-
-
-def _expert_lora(context: Any) -> cpu_experts.ExpertLora:
-    """The stacked weights of a layer of experts, as vLLM's LoRA layer shares them with its kernel."""
-    a, b = context.w13_lora_a_stacked, context.w13_lora_b_stacked
-    return cpu_experts.ExpertLora(
-        cpu_experts.LoraPair(a[0], b[0]),
-        cpu_experts.LoraPair(a[1], b[1]),
-        cpu_experts.LoraPair(context.w2_lora_a_stacked[0], context.w2_lora_b_stacked[0]),
-    )
-
-
-def _check_kernels(manager: Any) -> str:
-    """Run the LoRA kernel of one real module on mixed batches, with a strong adapter in the last slot."""
-    from vllm.lora.layers.utils import LoRAMapping
-
-    name, module = next(iter(manager.modules.items()))
-    wrapper = module.punica_wrapper
-    slots, rank = manager.lora_slots, manager.lora_config.max_lora_rank
-    dtype, device = module.lora_a_stacked[0].dtype, module.lora_a_stacked[0].device
-    in_size = module.lora_a_stacked[0].shape[-1]
-    random = torch.Generator().manual_seed(0)
-
-    def numbers(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random).to(dtype).to(device)
-
-    adapters: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
-    for slot in {0, slots - 1}:
-        a = [numbers(rank, s.shape[-1]) for s in module.lora_a_stacked]
-        b = [numbers(s.shape[-2], rank) for s in module.lora_b_stacked]
-        packed = name in manager.packed_modules
-        module.set_lora(slot, a if packed else a[0], b if packed else b[0])
-        adapters[slot] = (a, b)
-    last = slots - 1
-    try:
-        for slot_of_row in ([-1, last, -1, 0, last], [-1] * 9 + [last] * 20 + [0] * 20 + [-1], [last] * 4, [-1, -1]):
-            ids = tuple(slot + 1 if slot >= 0 else 0 for slot in slot_of_row)
-            mapping = LoRAMapping(ids, ids[:1], is_prefill=True)
-            wrapper.update_metadata(mapping, list(range(1, slots + 1)), slots + 1, manager.vocab_size)
-            x = numbers(len(slot_of_row), in_size)
-            y = torch.zeros(len(slot_of_row), sum(module.output_slices), dtype=dtype, device=device)
-            if any(slot >= 0 for slot in slot_of_row):
-                wrapper.add_lora_linear(y, x, module.lora_a_stacked, module.lora_b_stacked, 1.0, module.output_slices)
-            wrong = _compare_rows(slot_of_row, x, y, adapters)
-            if wrong:
-                return f"{name}: {wrong}"
-    finally:
-        for slot in adapters:
-            module.reset_lora(slot)
-        manager._last_mapping = None
-    return ""
-
-
-def _compare_rows(
-    slot_of_row: list[int],
-    x_TI: torch.Tensor,
-    y_TO: torch.Tensor,
-    adapters: dict[int, tuple[list[torch.Tensor], list[torch.Tensor]]],
-) -> str:
-    for row, slot in enumerate(slot_of_row):
-        found_O = y_TO[row].float()
-        if slot < 0:
-            if bool(found_O.any()):
-                return f"row {row} of the base got an adapter's weights"
-            continue
-        a, b = adapters[slot]
-        parts = [(x_TI[row].float() @ a_RI.float().t()) @ b_OR.float().t() for a_RI, b_OR in zip(a, b, strict=True)]
-        wanted_O = torch.cat(parts)
-        error = float((found_O - wanted_O).abs().max() / wanted_O.abs().max())
-        if not error <= SELF_TEST_TOLERANCE[x_TI.dtype]:
-            return f"row {row} of slot {slot} is off by {error:.2g} of its size"
-    return ""
