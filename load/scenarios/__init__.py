@@ -4,7 +4,11 @@ from load.scenarios.contract import Options, Scenario
 from load.scenarios.gate_errors import GATE_ERRORS
 from load.scenarios.handoff import HANDOFF
 from load.scenarios.many_policies import MANY_POLICIES
+from load.scenarios.overload import OVERLOAD_SCENARIO
+from load.scenarios.sweep import SWEEP
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (GATE_ERRORS, HANDOFF, MANY_POLICIES)}
+SCENARIOS: dict[str, Scenario] = {
+    scenario.name: scenario for scenario in (GATE_ERRORS, HANDOFF, MANY_POLICIES, OVERLOAD_SCENARIO, SWEEP)
+}
 
 __all__ = ["SCENARIOS", "Options", "Scenario"]
