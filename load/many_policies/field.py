@@ -36,6 +36,7 @@ from load.stack.openmint_stack import OpenmintStack
 from load.stack.policies import Policy, make_policies
 from load.stock.routers import prefer_loaded, round_robin
 from load.stock.stock_engine import StockEngines
+from load.stock.vllm_router import VllmRouter
 from load.workloads.arrivals import Arrival, burst_arrivals, client_arrivals
 from load.workloads.crowd import Crowd, draw_crowd
 
@@ -58,6 +59,7 @@ class Field:
         self._ours: OpenmintStack | None = None
         self._without = ""
         self._stock: StockEngines | None = None
+        self._router: VllmRouter | None = None
         self._asked: set[Policy] = set()
 
     async def close(self) -> None:
@@ -131,6 +133,10 @@ class Field:
             ours = await self._our_side(contender.without)
             return ours, ours
         stock = await self._stock_side()
+        if contender.rule == "hash":
+            if self._router is None:
+                self._router = await self._open.enter_async_context(VllmRouter(stock, self._scratch))
+            return self._router if contender.cap is None else _Capped(self._router, contender.cap), stock
         rule = round_robin if contender.rule == "round-robin" else prefer_loaded
         return rule(stock, contender.cap), stock
 
@@ -154,7 +160,7 @@ class Field:
         if self._stock is None:
             folder = self._scratch / "stock-adapters"
             shelf = AdapterShelf.open(self._scratch, self._base_folder, rank=self._limits.max_rank)
-            await asyncio.to_thread(shelf.put_stock, self._policies, folder, self._base_folder)
+            await asyncio.to_thread(shelf.put_stock, self._policies, folder)
             stock = StockEngines(self._base_folder, folder, ENGINES, self._limits, log_dir=self._scratch)
             self._stock = await self._open.enter_async_context(stock)
         return self._stock
@@ -164,6 +170,28 @@ class Field:
             return {}
         parts = ("gateway", "scheduler", *(f"engine-{name}" for name in self._ours.engine_names))
         return {part: self._ours.pid_of(part) for part in parts}
+
+
+class _Capped:
+    """A target with a cap: with so many calls in flight the next is refused at once."""
+
+    def __init__(self, target: Target, cap: int) -> None:
+        self._target, self._cap, self._in_flight = target, cap, 0
+
+    @property
+    def name(self) -> str:
+        return f"{self._target.name}, cap {self._cap}"
+
+    async def ask(self, call: Call, scheduled_s: float | None = None) -> Outcome:
+        if self._in_flight >= self._cap:
+            now_s = time.monotonic()
+            wanted_s = now_s if scheduled_s is None else scheduled_s
+            return Outcome(call, wanted_s, now_s, None, now_s, (), 0, 429, error="overloaded: the cap")
+        self._in_flight += 1
+        try:
+            return await self._target.ask(call, scheduled_s)
+        finally:
+            self._in_flight -= 1
 
 
 class _FixedPause:

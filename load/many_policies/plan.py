@@ -17,7 +17,7 @@ PAUSE_AFTER_REFUSAL_S = 2.0
 Rule = Literal["ours", "round-robin", "hash", "loaded"]
 Arriving = Literal["clients", "burst", "closed"]
 
-PEERS: tuple[Rule, ...] = ("round-robin", "loaded")
+PEERS: tuple[Rule, ...] = ("round-robin", "hash", "loaded")
 CAPS = (40, 80, 120)
 """Requests in flight over both engines. 32 run at once; 80 was the best of an earlier search."""
 

@@ -27,6 +27,7 @@ def run(options: Options, report: ReportBuilder) -> None:
     from load.many_policies.plan import extent
     from load.many_policies.rows import RowBook, comma_separated, markdown
     from load.many_policies.verdict import DENSE, EXPERTS, judge
+    from load.stock.vllm_router import VllmRouter
 
     wanted = extent(is_quick=options.is_quick, seed=options.seed)
     if options.keep is not None:
@@ -41,6 +42,9 @@ def run(options: Options, report: ReportBuilder) -> None:
             report.miss_peer(base, "this base is not here", f"{base}: every bound", 1)
             continue
         asyncio.run(_race(folder, options, book))
+        missing = VllmRouter.missing()
+        if missing and not options.is_quick:
+            report.miss_peer("vllm-router", missing, f"{base}: consistent hashing raced", 1)
         judge(book, base, bounds, wanted, report)
         report.note(f"{base}: measured capacity {book.capacity_rps.get(base, float('nan')):.3g} req/s, warm")
     print(markdown(book.rows()))
@@ -61,12 +65,15 @@ async def _race(base_folder: Path, options: Options, book: "RowBook") -> None:
     from load.many_policies.field import Field
     from load.many_policies.plan import extent, planned_rows
     from load.stack.engine_limits import EngineLimits
+    from load.stock.vllm_router import VllmRouter
 
     base, wanted = base_folder.name, extent(is_quick=options.is_quick, seed=options.seed)
     scratch = Path(tempfile.mkdtemp(prefix="openmint-many-policies-"))
     field = Field(base_folder, scratch, EngineLimits())
     try:
         for planned in planned_rows(base, wanted, book):
+            if planned.contender.rule == "hash" and VllmRouter.missing():
+                continue
             if planned.key in book or not fnmatch(planned.key, options.only or "*"):
                 continue
             if base not in book.capacity_rps:
