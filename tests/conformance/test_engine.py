@@ -27,6 +27,7 @@ async def test_a_new_engine_is_ready_and_empty(subject: Subject):
     assert state.residents == ()
     assert set(state.slot_adapters) == {None}
     assert 0 < state.slots <= state.capacity
+    assert state.max_running > 0
     assert (state.running, state.waiting) == (0, 0)
 
 
@@ -140,6 +141,15 @@ async def test_the_last_command_follows_attaches_and_removes(subject: Subject):
     command = subject.stamp()
     await subject.engine.remove(command, name, 10)
     assert (await subject.engine.state()).last_command == command.command
+
+
+async def test_a_resident_tells_how_often_it_was_asked(subject: Subject):
+    await attach(subject, await subject.publish(), await subject.publish())
+    first, second = (await subject.engine.state()).residents
+    for resident in (first, second, first):
+        await subject.ask(resident)
+    served = {name: resident.served for name, resident in (await residents(subject.engine)).items()}
+    assert served == {first.adapter_name: 2, second.adapter_name: 1}
 
 
 async def test_an_older_epoch_commands_nothing(subject: Subject):

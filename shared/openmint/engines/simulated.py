@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from openmint.clock import Clock
@@ -24,53 +23,15 @@ from openmint.engines.protocol import (
     StageResult,
 )
 from openmint.engines.resident_list import ResidentList
+from openmint.engines.simulated_faults import SimulatedFaults
+from openmint.engines.simulated_slots import SimulatedAdapter, SimulatedSlots
+from openmint.engines.simulated_timings import SimulatedTimings
 from openmint.errors import BadAdapter, EngineFailed, StaleEpoch, StoreUnavailable
 from openmint.events import AdapterGone, AdapterResident, EngineHeartbeat, EngineJoined, EngineLeft
 
 EngineFact = EngineJoined | EngineLeft | AdapterResident | AdapterGone
 
 BASE_DIGEST = "sha256:" + "0" * 64
-
-
-@dataclass(frozen=True, slots=True)
-class SimulatedTimings:
-    """Seconds. The defaults are those of a 135M base with adapters of 5 MB on two CPU cores."""
-
-    stage_s: float = 0.03
-    gap_s: float = 0.05
-    """Waiting for the end of the running step; once per batch."""
-    attach_s: float = 0.006
-    remove_s: float = 0.005
-    look_s: float = 0.001
-    probe_s: float = 0.02
-    restart_s: float = 2.0
-    parallel_stages: int = 2
-
-
-@dataclass(slots=True)
-class SimulatedFaults:
-    """What goes wrong, by digest or for all; changed while it runs."""
-
-    bad: set[str] = field(default_factory=set[str])
-    refused: set[str] = field(default_factory=set[str])
-    lied_about: set[str] = field(default_factory=set[str])
-    deadly: set[str] = field(default_factory=set[str])
-    poisonous: set[str] = field(default_factory=set[str])
-    """Not finite when used: from then on the engine is suspect, as a real one."""
-    store_is_away: bool = False
-    hangs_until_s: float = 0.0
-
-
-@dataclass(slots=True)
-class SimulatedAdapter:
-    """An adapter on a simulated engine."""
-
-    digest: str
-    name: str
-    in_flight: int = 0
-    served: int = 0
-    is_draining: bool = False
-    is_proven: bool = False
 
 
 async def _tell_nobody(fact: EngineFact) -> None:
@@ -89,6 +50,8 @@ class SimulatedEngine:
         pools: tuple[str, ...] = ("serve",),
         capacity: int = 8,
         max_rank: int = 16,
+        slots: int = 8,
+        max_running: int = 16,
         timings: SimulatedTimings | None = None,
         tell: Callable[[EngineFact], Awaitable[object]] = _tell_nobody,
     ) -> None:
@@ -111,6 +74,8 @@ class SimulatedEngine:
         self._restarting: asyncio.Task[None] | None = None
         self._clock = clock
         self._max_rank = max_rank
+        self._max_running = max_running
+        self._slots = SimulatedSlots(min(slots, capacity))
         self._timings = timings or SimulatedTimings()
         self._tell = tell
         self._epoch = 0
@@ -142,6 +107,7 @@ class SimulatedEngine:
         self.boots += 1
         self.is_alive, self.condition = True, "ready"
         self.adapters, self._names, self._sequence = {}, 0, 0
+        self._slots.clear()
         self._list_version += 1
         await self._tell(
             EngineJoined(
@@ -168,6 +134,7 @@ class SimulatedEngine:
             return
         adapter.in_flight += 1
         adapter.served += 1
+        self._slots.put(adapter.name, self._in_use())
         try:
             if digest in self.faults.poisonous:
                 self._turn_suspect(digest)
@@ -207,7 +174,7 @@ class SimulatedEngine:
             running=self.running,
             waiting=0,
             suspects=list(self.suspects),
-            max_running=16,
+            max_running=self._max_running,
         )
 
     def resident_list(self) -> ResidentList:
@@ -234,15 +201,16 @@ class SimulatedEngine:
             build="simulated",
             capabilities=frozenset({"exact_residency", "prepared_attach"}),
             capacity=self.capacity,
-            slots=min(self.capacity, 8),
+            slots=len(self._slots.adapters),
             max_rank=self._max_rank,
-            max_running=16,
+            max_running=self._max_running,
             list_version=self._list_version,
             last_command=self._last_command,
             running=self.running,
             waiting=0,
             residents=tuple(self._residents()),
             staged=tuple(sorted(self.staged)),
+            slot_adapters=self._slots.adapters,
         )
 
     async def stage(self, stamp: CommandStamp, digest: str) -> StageResult:
@@ -296,6 +264,7 @@ class SimulatedEngine:
                 adapter.is_draining = False
                 return False
             self.adapters.pop(adapter.digest, None)
+            self._slots.drop(adapter.name)
             self._list_version += 1
             await self._tell(self._told_gone(adapter))
             return True
@@ -352,6 +321,7 @@ class SimulatedEngine:
         if request.digest not in self.faults.lied_about:
             adapter = self.adapters[request.digest] = SimulatedAdapter(request.digest, name)
             assert len(self.adapters) <= self.capacity
+            self._slots.put(name, self._in_use())
             self._list_version += 1
             await self._tell(self._told_resident(adapter))
         return AttachResult(request.digest, name, 1000 * self._timings.attach_s)
@@ -382,6 +352,9 @@ class SimulatedEngine:
 
     def _residents(self) -> list[Resident]:
         return [Resident(a.digest, a.name, a.in_flight, 5_000_000, a.served) for a in self.adapters.values()]
+
+    def _in_use(self) -> set[str]:
+        return {adapter.name for adapter in self.adapters.values() if adapter.in_flight}
 
     def _list_hash(self) -> str:
         names = sorted(adapter.name for adapter in self.adapters.values())

@@ -1,0 +1,28 @@
+"""How long a simulated engine takes for what it does. `load/fleet/fit.py` makes these from recorded runs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedTimings:
+    """Seconds. The defaults are those of a 135M base with adapters of 5 MB on two CPU cores."""
+
+    stage_s: float = 0.03
+    gap_s: float = 0.05
+    """Waiting for the end of the running step; once per batch."""
+    attach_s: float = 0.006
+    remove_s: float = 0.005
+    look_s: float = 0.001
+    probe_s: float = 0.02
+    restart_s: float = 2.0
+    parallel_stages: int = 2
+    step_s: float = 0.017
+    """One step with nothing in it."""
+    row_step_s: float = 0.0065
+    """What each running sequence adds to a step."""
+    adapter_step_s: float = 0.017
+    """What each distinct adapter among them adds."""
+
+    def step_of(self, rows: int, adapters: int) -> float:
+        """One step of so many sequences with so many distinct adapters."""
+        return self.step_s + self.row_step_s * rows + self.adapter_step_s * adapters
