@@ -218,6 +218,17 @@ async def quarantine(conn: Connection, revision_id: UUID, reason: str, service: 
         )
 
 
+async def quarantinable(conn: Connection, base: str, digest: str) -> list[UUID]:
+    """The revisions with these bytes that may still be used: several policies may share a digest."""
+    rows = await conn.fetch(
+        "select revision_id from revisions where digest = $1 and base = $2"
+        " and state in ('exported', 'evaluating', 'eligible', 'rejected') order by revision_id",
+        digest_bytes(digest),
+        base,
+    )
+    return [row["revision_id"] for row in rows]
+
+
 async def release_quarantine(
     conn: Connection, revision_id: UUID, actor: str, *, reason: str = "", service: str = "gateway"
 ) -> Revision:
@@ -328,6 +339,7 @@ __all__ = [
     "heartbeat_revision",
     "list_revisions",
     "mark_deleted",
+    "quarantinable",
     "quarantine",
     "record_verdict",
     "rejected_fact",

@@ -13,6 +13,10 @@ import pytest
 
 from openmint.bus.connection import Bus
 from openmint.catalog import Catalog
+from openmint.catalog.revisions import find_revision
+from openmint.catalog.rows import RevisionState
+from openmint.events import AdapterCondemned
+from openmint.identifiers import new_id
 from openmint.settings import CommonSettings
 
 PATIENCE_S = 60.0
@@ -59,3 +63,22 @@ async def test_a_hint_that_was_lost_arrives_after_all_and_sigterm_ends_it(
     assert keeper.returncode == 0
     assert b"keeper.stopped" in output
     assert b"step.announced_again" in output
+
+
+async def test_a_condemned_adapter_is_quarantined_wherever_it_is_a_revision(
+    keeper: Process, tenancy: Any, catalog: Catalog, bus: Bus
+) -> None:
+    bad, good = "sha256:" + "d" * 64, "sha256:" + "e" * 64
+    revisions = [await tenancy.exported(bad), await tenancy.exported(bad), await tenancy.exported(good)]
+    fact = AdapterCondemned(base="tiny", engine="one", digest=bad, failures=2, reason="alone it gave no finite answer")
+    assert await bus.publish_soft(fact)
+    assert await bus.publish_soft(fact.model_copy(update={"event_id": new_id()}))
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            async with catalog.connection() as conn:
+                seen = [await find_revision(conn, revision.revision_id) for revision in revisions]
+            if seen[0].state is RevisionState.QUARANTINED and seen[1].state is RevisionState.QUARANTINED:
+                break
+            await asyncio.sleep(0.05)
+    assert seen[0].reason == "alone it gave no finite answer"
+    assert seen[2].state is RevisionState.EXPORTED
