@@ -301,7 +301,11 @@ class _Lost(EngineFailed):
 async def _check_head(order: Order, placement: Placement, answer: EngineAnswer) -> None:
     told = answer.headers.get(REVISION_HEADER)
     if answer.status == 503:
-        raise _SentBack(is_absent=answer.headers.get(VERDICT_HEADER) == "absent" and order.revision is not None)
+        verdict = answer.headers.get(VERDICT_HEADER)
+        if verdict == "suspect":
+            # Not asked again and again: a request that spoils engines must not walk through all of them.
+            raise _Lost(f"engine {placement.engine} gave an answer that is not made of numbers; it is withheld")
+        raise _SentBack(is_absent=verdict == "absent" and order.revision is not None)
     if answer.status == 404 and told is None:
         # An engine without this adapter's name: it has restarted, and the feed has not told yet.
         raise _SentBack(is_absent=order.revision is not None)
