@@ -6,27 +6,23 @@ Both serve in float32 with the same cores and limits, so that only the way in di
 import asyncio
 import os
 import secrets
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import httpx
-import psutil
 
 from load.handoff.answers import TIMEOUT_S, Answer, ask
 from load.handoff.revision import RANK
+from load.stack.server_process import ServerProcess
 from openmint.embedded.process import free_port
 from openmint.engines.protocol import TENANT_HEADER, EngineState
 from openmint.engines.vllm import HostEngine
 from openmint.errors import EngineFailed
 
 START_TIMEOUT_S = 400.0  # eight times a start on two free cores
-STOP_TIMEOUT_S = 30.0
 POLL_S = 0.05
 DTYPE = "float32"
 MAX_MODEL_LEN = 512
@@ -39,49 +35,6 @@ def model_cores() -> str:
     """The cores of every engine's model: all but the first, which stays with servers and clients."""
     cores = sorted(os.sched_getaffinity(0))
     return ",".join(map(str, cores[1:] or cores))
-
-
-class _Process:
-    """A server in a session of its own; nothing of it stays behind."""
-
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        self._arguments, self._environment, self._log = list(arguments), dict(environment), log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("OPENMINT_")}
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self._arguments,
-                env={**clean, **self._environment},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-
-    def check(self) -> None:
-        """Raises: EngineFailed with its last words when it has ended."""
-        if self._process is None or self._process.poll() is not None:
-            raise EngineFailed(f"{self._arguments[2]} ended: {self._log.read_text(errors='replace')[-2000:]}")
-
-    def stop(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        try:
-            family = psutil.Process(process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for child in family:
-            if child.is_running():
-                child.kill()
 
 
 class OpenmintEngine:
@@ -111,7 +64,7 @@ class OpenmintEngine:
             "OPENMINT_DRAIN_S": "1",
         }
         arguments = [sys.executable, "-m", "openmint_engine_host.app"]
-        self._process = _Process(arguments, environment, state_dir / "host.log")
+        self._process = ServerProcess(arguments, environment, state_dir / "host.log")
         self.control = HostEngine(f"http://127.0.0.1:{control_port}", self._keys["control"])
         self.client = httpx.AsyncClient()
 
@@ -165,7 +118,7 @@ class StockEngine:
         arguments += ["--host", "127.0.0.1", "--port", str(port), "--dtype", DTYPE]
         arguments += ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", str(MAX_NUM_SEQS)]
         arguments += ["--disable-uvicorn-access-log", "--enforce-eager"]
-        self._process = _Process(arguments, environment, log)
+        self._process = ServerProcess(arguments, environment, log)
         self._client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
 
     async def __aenter__(self) -> Self:
