@@ -6,7 +6,7 @@ import sys
 import structlog
 import typer
 
-from openmint.cli import chat, data, dead, jobs, keys, policies, stack, train, trials
+from openmint.cli import chat, data, dead, engines, jobs, keys, loads, policies, stack, traces, train, trials
 from openmint.cli.output import fail
 from openmint.errors import OpenmintError
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (stack, train, jobs, policies, chat, trials):
+for module in (stack, train, jobs, policies, chat, engines, loads, traces, trials):
     module.add_to(app)
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")

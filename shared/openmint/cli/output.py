@@ -18,6 +18,8 @@ EXIT_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_TRY_AGAIN = 3
 
+PIPE_WIDTH = 240
+
 console = Console(highlight=False, soft_wrap=True)
 errors_console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -35,13 +37,29 @@ def say(text: str) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table for people."""
+    """Print a table for people."""
+    print_table(make_table(columns, rows))
+
+
+def print_table(grid: Table) -> None:
+    """Print a table that `make_table` made."""
+    page_console().print(grid)
+
+
+def page_console() -> Console:
+    """For what is laid out in columns. A pipe has no width; cut off at 80 characters, a table would hide things."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+
+
+def make_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """A table for people; None is shown as a dash."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         grid.add_column(column)
     for row in rows:
         grid.add_row(*("-" if cell is None else _plain(str(cell)) for cell in row))
-    console.print(grid)
+    return grid
 
 
 def fail(error: OpenmintError, *, as_json: bool) -> int:

@@ -30,6 +30,11 @@ def state_dir() -> Path:
     return Path(os.environ.get("OPENMINT_STATE_DIR", ".openmint"))
 
 
+def stack_traces_dir(state_dir: Path) -> Path:
+    """Where a local stack that traces keeps its traces."""
+    return state_dir / "traces"
+
+
 def profile_file() -> Path:
     """Readable by its owner alone."""
     return state_dir() / "client.json"

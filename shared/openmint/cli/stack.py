@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +10,7 @@ import typer
 
 from openmint.cli.connection import operator_settings
 from openmint.cli.output import Json, print_json, say, table
-from openmint.cli.profile import Profile, profile_file, read_profile, save_profile, state_dir
+from openmint.cli.profile import Profile, profile_file, read_profile, save_profile, stack_traces_dir, state_dir
 from openmint.errors import OpenmintError
 
 DEFAULT_TENANT = "local"
@@ -25,13 +25,18 @@ def add_to(app: typer.Typer) -> None:
 def up(
     port: Annotated[int, typer.Option(help="Where the gateway listens.")] = 8080,
     tenant: Annotated[str, typer.Option(help="Whose key is made for this machine.")] = DEFAULT_TENANT,
+    traces: Annotated[bool, typer.Option("--traces", help="Keep traces, for `openmint trace`.")] = False,
     json: Json = False,
 ) -> None:
     """Start the local stack in the background and make a key for this machine."""
     from openmint import local_stack
     from openmint.cli.keys import ALL_SCOPES, create_as_operator
 
-    seen = local_stack.up(local_stack.plan_from_environment(state_dir(), port))
+    plan = local_stack.plan_from_environment(state_dir(), port)
+    if traces:
+        folder = stack_traces_dir(state_dir()).resolve()
+        plan = replace(plan, extra_env={**plan.extra_env, "OPENMINT_TRACES_DIR": str(folder)})
+    seen = local_stack.up(plan)
     if not profile_file().exists():
         key = asyncio.run(create_as_operator(tenant, ALL_SCOPES, "this machine"))
         save_profile(Profile(seen.gateway_url, key.key or "", key.tenant))
