@@ -158,6 +158,11 @@ class Client:
         """Let a rejected revision pass on a person's word."""
         return await self._call(RevisionAnswer, "POST", f"{_revision_path(policy, selector)}/waive", {"reason": reason})
 
+    async def release(self, policy: str, revision_id: UUID, reason: str) -> RevisionAnswer:
+        """Put a quarantined revision back to where it was."""
+        path = f"{_revision_path(policy, str(revision_id))}/release"
+        return await self._call(RevisionAnswer, "POST", path, {"reason": reason})
+
     async def aliases(self, policy: str) -> list[AliasAnswer]:
         """All aliases of a policy."""
         return await self._call(list[AliasAnswer], "GET", f"/v1/policies/{_part(policy)}/aliases")

@@ -1,4 +1,4 @@
-"""Policies and their revisions and aliases: look, promote, roll back, freeze, thaw, waive."""
+"""Policies and their revisions and aliases: look, promote, roll back, freeze, thaw, waive, release."""
 
 import asyncio
 from typing import Annotated
@@ -17,7 +17,7 @@ Expected = Annotated[int | None, typer.Option(help="The alias version that you s
 
 def add_to(app: typer.Typer) -> None:
     """Put these commands into the application."""
-    for command in (policies, revisions, promote, rollback, freeze, thaw, waive):
+    for command in (policies, revisions, promote, rollback, freeze, thaw, waive, release):
         app.command()(command)
 
 
@@ -134,6 +134,28 @@ def waive(
         print_json(waived)
     else:
         say(f"revision {waived.number} of {policy} is {waived.state}: {waived.reason}")
+
+
+def release(
+    policy: str,
+    revision: Annotated[str, typer.Argument(help="Its number, id or digest; a name can't reach what is quarantined.")],
+    reason: Annotated[str, typer.Option(help="Why it is good after all; kept with your key's name.")],
+    json: Json = False,
+) -> None:
+    """Put a quarantined revision back to where it was."""
+
+    async def decide() -> RevisionAnswer:
+        async with connect() as client:
+            for known in (await client.revisions(policy, limit=500)).items:
+                if revision in (str(known.number), str(known.revision_id), known.digest):
+                    return await client.release(policy, known.revision_id, reason)
+            raise NotFound(f"policy {policy} has no revision {revision}")
+
+    released = asyncio.run(decide())
+    if json:
+        print_json(released)
+    else:
+        say(f"revision {released.number} of {policy} is {released.state}: {released.reason}")
 
 
 def _show_move(move: MoveAnswer, json: bool) -> None:
