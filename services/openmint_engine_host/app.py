@@ -18,7 +18,7 @@ from openmint.logs import configure_logging
 from openmint_engine_host.control import ControlServer
 from openmint_engine_host.heartbeats import Announcer, ResidencyFeed, Silence, beat
 from openmint_engine_host.host import EngineHost
-from openmint_engine_host.launch import free_port
+from openmint_engine_host.launch import engine_targets, free_port
 from openmint_engine_host.settings import EngineHostSettings
 from openmint_engine_host.spool import Spool
 from openmint_engine_host.staging import Stager
@@ -36,7 +36,7 @@ async def serve(settings: EngineHostSettings) -> None:
     store = Store.open(settings.store_url)
     source = StoreSource(store, base, TrustedKeys.open(settings.state_dir))
     spool = Spool(settings.run_dir / "prepared", settings.spool_bytes)
-    supervisor = Supervisor(settings, list(base.targets))
+    supervisor = Supervisor(settings, engine_targets(base.modules))
 
     def stager(resident_digests: Callable[[], set[str]]) -> Stager:
         return Stager(source, spool, settings.run_dir / "scratch", settings.staging_concurrency, resident_digests)

@@ -5,29 +5,27 @@ The file is derived: it can be made again at any time from the revision, and no 
 
 Layout: 8-byte little-endian header length, JSON header, zeros up to a multiple of 4096, one blob. Each module of the
 engine has one A [rank, in] and one B [out, rank] per slice, in the engine's dtype, with alpha / rank folded into B.
+Fused experts have one A [experts, rank, in] and one B [experts, out, rank] per projection instead: thousands of small
+tensors of a PEFT file become a few, which the engine copies as they lie.
 """
 
 import hashlib
 import json
+import math
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openmint_engine_host.peft_tensors import WIDTH_BYTES, BadLayout, PeftTensors, decode, encode
+
 FORMAT = 1
 FILE_NAME = "adapter.openmint"
 ALIGNMENT = 4096
-MAX_HEADER_BYTES = 16 << 20  # a 128-expert model needs about 3 MB
-
-WIDTH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_SAFETENSORS_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
-class BadLayout(ValueError):
-    """A file or a module table that can't be a layout of this engine."""
+MAX_HEADER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,18 @@ class EngineModule:
     name: str
     packed: bool
     slices: tuple[Slice, ...]
+    experts: int = 0
+    """Above 0: fused experts. Their slices are expert by expert, in each the engine's projections in its order."""
+
+    def projections(self) -> tuple[tuple[Slice, ...], ...]:
+        """The slices that share one A and one B of the file: those of a projection over all experts, or one alone."""
+        count = len(self.slices) // self.experts if self.experts else len(self.slices)
+        return tuple(self.slices[first::count] for first in range(count))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values. A module without experts does not speak of them, so that older fingerprints still hold."""
+        body = asdict(self)
+        return body if self.experts else {name: value for name, value in body.items() if name != "experts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class ModuleTable:
             "format": FORMAT,
             "dtype": self.dtype,
             "parallel_width": self.parallel_width,
-            "modules": [asdict(module) for module in self.modules],
+            "modules": [module.as_json() for module in self.modules],
         }
         return hashlib.sha256(json.dumps(shape, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
@@ -79,18 +89,33 @@ class ModuleTable:
     def from_json(cls, body: dict[str, Any]) -> "ModuleTable":
         """Read what `as_json` gave."""
         modules = tuple(
-            EngineModule(m["name"], m["packed"], tuple(Slice(**s) for s in m["slices"])) for m in body["modules"]
+            EngineModule(m["name"], m["packed"], tuple(Slice(**s) for s in m["slices"]), m.get("experts", 0))
+            for m in body["modules"]
         )
         return cls(body["dtype"], body["parallel_width"], body["max_rank"], modules)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where a tensor lies: elements from the start of the blob, rows, columns."""
+    """Where a tensor lies: elements from the start of the blob, rows, columns; of how many experts, one after another.
+
+    With `experts` 0 the tensor has two dimensions, else three.
+    """
 
     offset: int
     rows: int
     columns: int
+    experts: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's dimensions."""
+        return (self.experts, self.rows, self.columns) if self.experts else (self.rows, self.columns)
+
+    def as_json(self) -> dict[str, int]:
+        """Plain values; without experts as files had it before there were any."""
+        body = asdict(self)
+        return body if self.experts else {name: value for name, value in body.items() if name != "experts"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,44 +147,73 @@ def pack(peft_file: Path, table: ModuleTable, digest: str, rank: int, alpha: flo
 
     Raises: BadLayout when the adapter has a module that the engine does not serve, or a shape that does not fit it.
     """
-    tensors = _SafetensorsView(peft_file)
-    scale = alpha / rank
-    width = WIDTH_BYTES[table.dtype]
+    tensors = PeftTensors(peft_file)
     known = table.sources()
     strangers = sorted(tensors.modules() - set(known))
     if strangers:
         raise BadLayout(f"this engine serves no LoRA on {strangers[0]} ({len(strangers)} such modules)")
-    blob: list[bytes] = []
-    position = 0
-
-    def put(array: NDArray[Any], rows: int, columns: int) -> TensorPlace:
-        nonlocal position
-        if array.shape != (rows, columns):
-            raise BadLayout(f"a tensor of shape {array.shape} where the engine needs {(rows, columns)}")
-        place = TensorPlace(position, rows, columns)
-        raw = array.tobytes()
-        blob.append(raw)
-        position += len(raw) // width
-        return place
-
+    blob = _Blob(tensors, table.dtype, rank, alpha / rank)
     modules: list[PackedModule] = []
     for module in table.modules:
-        if not any(s.source in tensors.modules() for s in module.slices):
+        given = [s.source in tensors.modules() for s in module.slices]
+        if not any(given):
             continue
-        places_a: list[TensorPlace | None] = []
-        places_b: list[TensorPlace | None] = []
-        for s in module.slices:
-            if s.source not in tensors.modules():
-                places_a.append(None)
-                places_b.append(None)
-                continue
-            places_a.append(put(_encode(tensors.read(s.source, "A"), table.dtype), rank, s.in_size))
-            b = _encode(tensors.read(s.source, "B"), table.dtype)
-            if scale != 1.0:
-                b = _encode(_decode(b, table.dtype) * np.float32(scale), table.dtype)
-            places_b.append(put(b, s.out_size, rank))
-        modules.append(PackedModule(module.name, module.packed, tuple(places_a), tuple(places_b)))
-    return _write(out, blob, digest, table, rank, tuple(modules))
+        pairs = [blob.put(slices, module.experts) for slices in module.projections()]
+        modules.append(PackedModule(module.name, module.packed, tuple(a for a, _ in pairs), tuple(b for _, b in pairs)))
+    return _write(out, blob.parts, digest, table, rank, tuple(modules))
+
+
+class _Blob:
+    """The tensors of a layout file, one after another."""
+
+    def __init__(self, tensors: PeftTensors, dtype: str, rank: int, scale: float) -> None:
+        self.parts: list[bytes] = []
+        self._tensors = tensors
+        self._dtype = dtype
+        self._rank = rank
+        self._scale = np.float32(scale)
+        self._position = 0
+
+    def put(self, slices: tuple[Slice, ...], experts: int) -> tuple[TensorPlace | None, TensorPlace | None]:
+        """Append A and B of one slice, or of a projection over all experts.
+
+        None for a slice that the adapter leaves alone; experts get zeros then, because the engine takes them whole.
+        Raises: BadLayout when an adapter has a projection on some experts only.
+        """
+        first = slices[0]
+        given = [s for s in slices if s.source in self._tensors.modules()]
+        if not given and not experts:
+            return None, None
+        if given and len(given) < len(slices):
+            lacking = next(s.source for s in slices if s not in given)
+            raise BadLayout(f"{lacking} has no LoRA where {given[0].source} has: it must be on all experts or none")
+        a_place = self._place(self._rank, first.in_size, experts)
+        for s in given:
+            self._append(encode(self._tensors.read(s.source, "A"), self._dtype), self._rank, s.in_size)
+        self._fill(a_place)
+        b_place = self._place(first.out_size, self._rank, experts)
+        for s in given:
+            b = encode(self._tensors.read(s.source, "B"), self._dtype)
+            if self._scale != 1.0:
+                b = encode(decode(b, self._dtype) * self._scale, self._dtype)
+            self._append(b, s.out_size, self._rank)
+        self._fill(b_place)
+        return a_place, b_place
+
+    def _place(self, rows: int, columns: int, experts: int) -> TensorPlace:
+        return TensorPlace(self._position, rows, columns, experts)
+
+    def _append(self, array: NDArray[Any], rows: int, columns: int) -> None:
+        if array.shape != (rows, columns):
+            raise BadLayout(f"a tensor of shape {array.shape} where the engine needs {(rows, columns)}")
+        self.parts.append(array.tobytes())
+        self._position += rows * columns
+
+    def _fill(self, place: TensorPlace) -> None:
+        """Zeros for what was not appended of a tensor, which is all of it or nothing."""
+        count = place.offset + math.prod(place.shape) - self._position
+        self.parts.append(bytes(count * WIDTH_BYTES[self._dtype]))
+        self._position += count
 
 
 def _write(
@@ -174,7 +228,15 @@ def _write(
         "rank": rank,
         "blob_bytes": len(content),
         "blob_sha256": hashlib.sha256(content).hexdigest(),
-        "modules": [asdict(module) for module in modules],
+        "modules": [
+            {
+                "name": module.name,
+                "packed": module.packed,
+                "a": [place and place.as_json() for place in module.a],
+                "b": [place and place.as_json() for place in module.b],
+            }
+            for module in modules
+        ],
     }
     raw = json.dumps(fields, separators=(",", ":")).encode()
     offset = -(-(8 + len(raw)) // ALIGNMENT) * ALIGNMENT
@@ -231,51 +293,3 @@ def check_blob(path: Path, header: LayoutHeader) -> None:
 
 def _places(entries: list[dict[str, int] | None]) -> tuple[TensorPlace | None, ...]:
     return tuple(TensorPlace(**entry) if entry else None for entry in entries)
-
-
-class _SafetensorsView:
-    """Raw tensors of a PEFT file that has passed the checks."""
-
-    _PREFIX = "base_model.model."
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with path.open("rb") as file:
-            length = struct.unpack("<Q", file.read(8))[0]
-            header = cast(dict[str, Any], json.loads(file.read(length)))
-        self._start = 8 + length
-        self._entries: dict[tuple[str, str], dict[str, Any]] = {}
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            module, _, kind = name.removeprefix(self._PREFIX).removesuffix(".weight").rpartition(".lora_")
-            self._entries[module, kind] = entry
-
-    def modules(self) -> set[str]:
-        return {module for module, _ in self._entries}
-
-    def read(self, module: str, kind: str) -> NDArray[np.float32]:
-        try:
-            entry = self._entries[module, kind]
-        except KeyError:
-            raise BadLayout(f"{module} has no lora_{kind}") from None
-        start, end = entry["data_offsets"]
-        dtype = _SAFETENSORS_DTYPES[entry["dtype"]]
-        raw = np.fromfile(self._path, dtype=np.uint8, count=end - start, offset=self._start + start)
-        storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[dtype]
-        return _decode(raw.view(storage).reshape(entry["shape"]), dtype)
-
-
-def _decode(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
-    """Numbers of a dtype as float32; bfloat16 comes as its 16 bits, which numpy has no type for."""
-    if dtype == "bfloat16":
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array.astype(np.float32)
-
-
-def _encode(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Float32 rounded to nearest even in a dtype, as torch does it. Finite values only."""
-    if dtype == "bfloat16":
-        bits = array.view(np.uint32)
-        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-    return array.astype(np.float16 if dtype == "float16" else np.float32)

@@ -30,11 +30,11 @@ def outputs(adapter_of_row: list[int]) -> torch.Tensor:
 def repaired(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    from openmint_engine_host.plugin.versions.v0_32 import _repair_cpu_kernels
+    from openmint_engine_host.plugin.versions.v0_32_kernels import repair_linear
 
     for name in ("update_metadata", "add_lora_linear"):
         monkeypatch.setattr(PunicaWrapperCPU, name, getattr(PunicaWrapperCPU, name))
-    _repair_cpu_kernels()
+    repair_linear()
 
 
 def test_stock_kernels_give_base_rows_the_last_adapter():
@@ -55,3 +55,31 @@ def test_repaired_and_stock_kernels_agree_on_rows_that_have_an_adapter(request: 
     stock = outputs(rows)
     request.getfixturevalue("repaired")
     torch.testing.assert_close(outputs(rows), stock, rtol=1e-4, atol=1e-5)
+
+
+def test_asked_for_repair_alone_the_plugin_leaves_the_rest_of_vllm_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+    from vllm.model_executor.layers.fused_moe.experts.triton_moe import TritonExperts
+    from vllm.v1.worker import lora_model_runner_mixin
+
+    from openmint_engine_host.plugin import ONLY_REPAIR, register, versions
+    from openmint_engine_host.plugin.versions.v0_32 import Vllm032
+
+    methods = (
+        (PunicaWrapperCPU, "update_metadata"),
+        (PunicaWrapperCPU, "add_lora_linear"),
+        (TritonExperts, "apply"),
+    )
+    stock = {(kind, name): getattr(kind, name) for kind, name in methods}
+    for (kind, name), method in stock.items():
+        monkeypatch.setattr(kind, name, method)
+    monkeypatch.delenv("OPENMINT_ENGINE", raising=False)
+    monkeypatch.setattr(versions, "open_version", Vllm032)
+    monkeypatch.setenv(ONLY_REPAIR, "0")
+    register()
+    assert all(getattr(kind, name) is method for (kind, name), method in stock.items())
+    monkeypatch.setenv(ONLY_REPAIR, "1")
+    register()
+    assert all(getattr(kind, name) is not method for (kind, name), method in stock.items())
+    assert lora_model_runner_mixin.LRUCacheWorkerLoRAManager is LRUCacheWorkerLoRAManager

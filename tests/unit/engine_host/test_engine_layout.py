@@ -1,6 +1,7 @@
 """The engine layout file, written with numpy and read back against torch's arithmetic."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,17 @@ def read(path: Path, header: LayoutHeader, place: TensorPlace | None) -> torch.T
     assert place is not None
     dtype = getattr(torch, header.dtype)
     blob = torch.frombuffer(bytearray(path.read_bytes()), dtype=dtype, offset=header.blob_offset)
-    return blob[place.offset : place.offset + place.rows * place.columns].view(place.rows, place.columns)
+    return blob[place.offset : place.offset + math.prod(place.shape)].view(place.shape)
+
+
+def expert_table(experts: int = 3) -> ModuleTable:
+    """Gate, down and up of each expert, in the engine's order."""
+    slices: list[Slice] = []
+    for expert in range(experts):
+        slices += [Slice(f"l.experts.{expert}.gate", 8, 5), Slice(f"l.experts.{expert}.down", 5, 8)]
+        slices.append(Slice(f"l.experts.{expert}.up", 8, 5))
+    fused = EngineModule("l.experts", True, tuple(slices), experts)
+    return ModuleTable("bfloat16", 1, 16, (EngineModule("l.o", False, (Slice("l.o", 8, 8),)), fused))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
@@ -94,8 +105,57 @@ def test_the_fingerprint_follows_dtype_and_shapes_but_not_the_greatest_rank():
     assert fewer.fingerprint() != table().fingerprint()
 
 
-def test_a_module_table_survives_its_way_as_json():
-    assert ModuleTable.from_json(json.loads(json.dumps(table().as_json()))) == table()
+def test_engines_without_experts_keep_the_fingerprints_and_headers_they_had_before_there_were_any(tmp_path: Path):
+    assert table().fingerprint() == "48677022e6eeccfa"
+    header = pack(write_peft(tmp_path, table().sources()), table(), DIGEST, RANK, ALPHA, tmp_path / "adapter.openmint")
+    raw = (tmp_path / "adapter.openmint").read_bytes()
+    body = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert body["modules"][0]["a"][0] == {"offset": 0, "rows": RANK, "columns": 8}
+    assert header.modules[0].a[0] == TensorPlace(0, RANK, 8)
+
+
+@pytest.mark.parametrize("made", [table(), expert_table()])
+def test_a_module_table_survives_its_way_as_json(made: ModuleTable):
+    assert ModuleTable.from_json(json.loads(json.dumps(made.as_json()))) == made
+
+
+def test_experts_become_one_tensor_per_projection(tmp_path: Path):
+    from safetensors.torch import load_file
+
+    file = write_peft(tmp_path, expert_table().sources())
+    out = tmp_path / "adapter.openmint"
+    header = pack(file, expert_table(), DIGEST, RANK, ALPHA, out)
+    tensors = load_file(file)
+    fused = header.modules[1]
+    for projection, a, b in zip(("gate", "down", "up"), fused.a, fused.b, strict=True):
+        names = [f"base_model.model.l.experts.{expert}.{projection}" for expert in range(3)]
+        wanted_a = torch.stack([tensors[f"{name}.lora_A.weight"] for name in names])
+        wanted_b = torch.stack([tensors[f"{name}.lora_B.weight"] for name in names]) * (ALPHA / RANK)
+        assert torch.equal(read(out, header, a), wanted_a)
+        assert torch.equal(read(out, header, b), wanted_b)
+    check_blob(out, header)
+
+
+def test_a_projection_that_the_adapter_leaves_alone_on_all_experts_is_zero(tmp_path: Path):
+    sources = {name: shape for name, shape in expert_table().sources().items() if not name.endswith("up")}
+    out = tmp_path / "adapter.openmint"
+    header = pack(write_peft(tmp_path, sources), expert_table(), DIGEST, RANK, ALPHA, out)
+    fused = header.modules[1]
+    assert not read(out, header, fused.b[2]).any()
+    assert read(out, header, fused.b[2]).shape == (3, 5, RANK)
+    assert read(out, header, fused.b[1]).any()
+
+
+def test_a_projection_on_some_experts_only_is_refused_by_name(tmp_path: Path):
+    sources = {name: shape for name, shape in expert_table().sources().items() if name != "l.experts.1.down"}
+    file = write_peft(tmp_path, sources)
+    with pytest.raises(BadLayout, match=r"l\.experts\.1\.down"):
+        pack(file, expert_table(), DIGEST, RANK, ALPHA, tmp_path / "adapter.openmint")
+
+
+def test_an_adapter_that_leaves_experts_alone_has_nothing_for_them(tmp_path: Path):
+    header = pack(write_peft(tmp_path, {"l.o": (8, 8)}), expert_table(), DIGEST, RANK, ALPHA, tmp_path / "a.openmint")
+    assert [module.name for module in header.modules] == ["l.o"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "longer", "flipped", "no header", "huge header", "empty"])
@@ -122,8 +182,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, damage: str):
 
 
 def test_rounding_to_bfloat16_is_to_nearest_even():
-    from openmint_engine_host.layout import _encode
+    from openmint_engine_host.peft_tensors import encode
 
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(_encode(values, "bfloat16"), wanted)
+    assert np.array_equal(encode(values, "bfloat16"), wanted)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from openmint.errors import BadName
-from openmint_engine_host.launch import Launch, plan_launch
+from openmint_engine_host.launch import Launch, engine_targets, plan_launch
 from openmint_engine_host.plugin.front_settings import FrontSettings
 from openmint_engine_host.settings import EngineHostSettings
 
@@ -87,3 +87,10 @@ def test_an_engine_without_a_key_gets_one_that_nobody_knows(tmp_path: Path):
     assert len(first.inference_key) > 30
     assert first.inference_key == first.inference_key
     assert first.inference_key != second.inference_key
+
+
+def test_an_engine_wraps_the_experts_of_a_base_that_has_some():
+    dense = {"model.layers.0.mlp.down_proj": (4, 8), "model.layers.0.self_attn.q_proj": (4, 4)}
+    experts = {f"model.layers.0.mlp.experts.{expert}.down_proj": (4, 8) for expert in range(2)}
+    assert engine_targets(dense) == ["down_proj", "q_proj"]
+    assert engine_targets(experts) == ["down_proj", "experts"]
