@@ -9,6 +9,7 @@ from itertools import islice
 from openmint_scheduler.endings import cancel, fail
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.limits import Limits
+from openmint_scheduler.looks import ask_look, is_look_due
 from openmint_scheduler.messages import (
     AliasTurned,
     AttachDone,
@@ -29,11 +30,12 @@ from openmint_scheduler.messages import (
     Unstage,
 )
 from openmint_scheduler.outcomes import settle
-from openmint_scheduler.progress import MAX_LOOKS, let_go_of_evaluated, pump
-from openmint_scheduler.reports import ask_look, beat, is_look_due, looked, lose_engine
+from openmint_scheduler.placing import MAX_LOOKS
+from openmint_scheduler.progress import let_go_of_evaluated, pump
+from openmint_scheduler.reports import beat, looked, lose_engine
 from openmint_scheduler.state import SchedulerState
 from openmint_scheduler.suspects import pass_time as settle_suspicions
-from openmint_scheduler.wants import alias_turned, refresh, release, want
+from openmint_scheduler.wants import alias_turned, load_expected, refresh, release, want
 
 
 class LoaderScheduler:
@@ -92,6 +94,7 @@ def pass_time(state: SchedulerState, now_s: float) -> None:
         if queue:
             state.restless.add(name)
             rejudge_full(state, name)
+    load_expected(state, now_s)
     forget_wanted(state, now_s)
     settle_suspicions(state, now_s)
     for entry in state.ledger.engines.values():
@@ -133,8 +136,10 @@ def end_leases(state: SchedulerState, now_s: float) -> None:
 def forget_wanted(state: SchedulerState, now_s: float) -> None:
     """Names of revisions that nobody has wanted for long; most of them at once, so that it is seldom done."""
     if len(state.wanted) > state.limits.wanted_memory:
+        expected = {key for _, key in state.expected}
         for key in list(state.wanted):
-            if not state.interest.is_held(key) and state.demand.per_min(key.digest, now_s) < 1.0:
+            is_idle = not state.interest.is_held(key) and state.demand.per_min(key.digest, now_s) < 1.0
+            if is_idle and key not in expected:
                 del state.wanted[key]
 
 

@@ -45,11 +45,9 @@ class InterestBook:
 
     def is_held_in(self, pools: tuple[str, ...], digest: str) -> bool:
         """The same for several pools at once."""
-        leases = self._leases
-        for pool in pools:  # Runs for every resident of an engine that needs room.
-            if (pool, digest) in leases:
-                return True
-        return False
+        if len(pools) == 1:  # Runs for every resident of an engine that needs room.
+            return (pools[0], digest) in self._leases
+        return any((pool, digest) in self._leases for pool in pools)
 
     def waiters(self, key: LoadKey) -> int:
         """How many hold a lease."""

@@ -14,6 +14,10 @@ BUSY_SMOOTHING = 0.3
 """Of the newest look: a burst of a second does not make a revision hot, three looks do."""
 
 
+BUSY_STEPS = 4
+"""Running requests count in quarters of what the engine may run, so that small swings don't scatter revisions."""
+
+
 @dataclass(slots=True)
 class ResidentEntry:
     """An adapter on an engine, with the command that put it there (0: it was found there)."""
@@ -76,6 +80,10 @@ class EngineEntry:
     assigned: dict[str, LoadKey] = field(default_factory=dict[str, LoadKey])
     coming: int = 0
     """Of `assigned`, those that are not resident: places promised."""
+    is_open: bool = False
+    """Usable, with room for one load more, as last judged."""
+    burden: int = 0
+    """Loads on their way and, in quarters of what a step takes, requests."""
     paused_until_s: float = 0.0
     """No attach before: its running streams have their turn."""
     evictable: int = 0
@@ -106,12 +114,18 @@ class EngineEntry:
             self.coming += 1
         self.assigned[digest] = key
         self.evictable_s = None
+        self.weigh()
 
     def unassign(self, digest: str) -> None:
         """Take the promise back."""
         if self.assigned.pop(digest, None) is not None and digest not in self.residents:
             self.coming -= 1
         self.evictable_s = None
+        self.weigh()
+
+    def weigh(self) -> None:
+        """Bring `burden` up to date."""
+        self.burden = len(self.assigned) + BUSY_STEPS * (self.running + self.waiting) // self.max_running
 
     def serves(self, digest: str) -> bool:
         """True when requests for the revision may go to this engine."""
@@ -143,6 +157,7 @@ class ResidencyLedger:
         )  # fmt: skip
         entry.running, entry.waiting, entry.seen_s = beat.running, beat.waiting, now_s
         entry.max_running = beat.max_running or entry.max_running
+        entry.weigh()
         entry.last_command = max(entry.last_command, beat.last_command)
         return former
 
@@ -152,6 +167,7 @@ class ResidencyLedger:
         entry.looked_s, entry.look_asked_s, entry.list_version = now_s, None, state.list_version
         entry.last_command = max(entry.last_command, state.last_command)
         entry.running, entry.waiting, entry.max_running = state.running, state.waiting, max(1, state.max_running)
+        entry.weigh()
         entry.removed = {
             digest: gone
             for digest, gone in entry.removed.items()

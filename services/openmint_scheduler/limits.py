@@ -28,6 +28,12 @@ class Limits:
     replicates: bool = True
     """Whether hot revisions get further copies."""
 
+    predicts: bool = False
+    """Whether revisions that are asked for at regular times are loaded before the next one."""
+
+    predicted_lead_s: float = 5.0
+    """So long before the predicted request: a stage from a slow store, and some jitter of the caller."""
+
     busy_look_s: float = 1.0
     """The oldest look at an engine that is at least half full of requests."""
 

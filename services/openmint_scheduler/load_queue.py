@@ -88,21 +88,24 @@ class LoadQueue:
     def pop(self) -> Load | None:
         """Take the load whose turn it is, and charge its tenant."""
         for lane in self._lanes:
-            whose = self._next_tenant(lane)
+            whose = self._next_tenant(lane) if lane else None
             if whose is not None:
                 load = heapq.heappop(lane[whose])[2]
                 self._leave(load)
-                tenant = load.wanted.tenant
-                start_s = max(self._round_s, self._turn_s.get(tenant, 0.0))
-                self._round_s = start_s
-                self._turn_s[tenant] = start_s + 1.0 / self._limits.tenant_weights.get(tenant, 1.0)
+                self.charge(load.wanted.tenant)
                 return load
         return None
+
+    def charge(self, tenant: str) -> None:
+        """Count a load against its tenant: others come first for as long as it has had more."""
+        start_s = max(self._round_s, self._turn_s.get(tenant, 0.0))
+        self._round_s = start_s
+        self._turn_s[tenant] = start_s + 1.0 / self._limits.tenant_weights.get(tenant, 1.0)
 
     def first(self) -> Load | None:
         """Whose turn it is; it stays."""
         for lane in self._lanes:
-            whose = self._next_tenant(lane)
+            whose = self._next_tenant(lane) if lane else None
             if whose is not None:
                 return lane[whose][0][2]
         return None

@@ -3,6 +3,7 @@
 from openmint.engines.protocol import AttachResult
 from openmint_scheduler.endings import arrived, refuse, try_again
 from openmint_scheduler.ledger import EngineEntry
+from openmint_scheduler.looks import ask_look
 from openmint_scheduler.messages import (
     CLASS_RANKS,
     Attach,
@@ -20,7 +21,7 @@ from openmint_scheduler.messages import (
     StageDone,
 )
 from openmint_scheduler.progress import pause_after
-from openmint_scheduler.reports import DEATH_TRIES, ask_look, restore
+from openmint_scheduler.reports import DEATH_TRIES, restore
 from openmint_scheduler.state import InFlight, SchedulerState
 from openmint_scheduler.suspects import examined, go_on, unlearnt
 

@@ -15,8 +15,8 @@ POINTS_PER_ENGINE = 32
 EXACT_UP_TO = 32
 """With so few open engines all of them are compared."""
 
-LIKED = 8
-"""Engines that a revision finds on the ring. The least busy of eight is within a few loads of the least busy of all."""
+LIKED = 6
+"""Engines that a revision finds on the ring. The least busy of six is within a few loads of the least busy of all."""
 
 MAX_STEPS = 64
 """Points that one search passes."""
@@ -47,7 +47,7 @@ class Pool:
         self.looked_around_s = float("-inf")
         self._points: dict[str, int] = {}
         self._ring: list[int] = []
-        self._owners: list[str] = []
+        self._owners: list[EngineEntry] = []
         """Whose point each one of the ring is."""
 
     def put(self, entry: EngineEntry) -> None:
@@ -58,7 +58,10 @@ class Pool:
                 point = point_of(f"{entry.engine}#{number}")
                 place = bisect_right(self._ring, point)
                 self._ring.insert(place, point)
-                self._owners.insert(place, entry.engine)
+                self._owners.insert(place, entry)
+        else:
+            former = self.engines[entry.engine]
+            self._owners = [entry if owner is former else owner for owner in self._owners]
         self.engines[entry.engine] = entry
         self.open.pop(entry.engine, None)
         self.max_rank = max(each.max_rank for each in self.engines.values())
@@ -68,13 +71,14 @@ class Pool:
         if self.engines.pop(engine, None) is not None:
             self.open.pop(engine, None)
             del self._points[engine]
-            left = [place for place, owner in enumerate(self._owners) if owner != engine]
+            left = [place for place, owner in enumerate(self._owners) if owner.engine != engine]
             self._ring = [self._ring[place] for place in left]
             self._owners = [self._owners[place] for place in left]
             self.max_rank = max((each.max_rank for each in self.engines.values()), default=0)
 
     def judge(self, entry: EngineEntry, is_open: bool) -> None:
         """Keep an engine among the open ones, or take it out."""
+        entry.is_open = is_open
         if is_open:
             self.open[entry.engine] = entry
         else:
@@ -95,9 +99,8 @@ class Pool:
             owners += self._owners[: MAX_STEPS - len(owners)]
         found: list[EngineEntry] = []
         for owner in owners:
-            entry = self.open.get(owner)
-            if entry is not None and entry not in found:
-                found.append(entry)
+            if owner.is_open and owner not in found:
+                found.append(owner)
                 if len(found) == LIKED:
                     break
         return found or [next(iter(self.open.values()))]

@@ -3,17 +3,11 @@
 from openmint.engines.protocol import AttachRequest
 from openmint_scheduler.endings import try_again
 from openmint_scheduler.ledger import EngineEntry
-from openmint_scheduler.load_queue import Load, LoadQueue
-from openmint_scheduler.messages import CLASS_RANKS, Attach, Remove, Stage
-from openmint_scheduler.pool import Pool
-from openmint_scheduler.reports import ask_look
+from openmint_scheduler.load_queue import Load
+from openmint_scheduler.looks import ask_look, is_look_old
+from openmint_scheduler.messages import CLASS_RANKS, Attach, Remove
+from openmint_scheduler.placing import judge, place_waiting
 from openmint_scheduler.state import SchedulerState
-
-MAX_MISSES = 16
-"""Loads that are looked at in one pump without finding a place, before the pump gives up on the pool."""
-
-MAX_LOOKS = 16
-"""Full engines that are looked at again in one go, for something that has become idle."""
 
 
 def pump(state: SchedulerState, now_s: float) -> None:
@@ -36,110 +30,10 @@ def judge_touched(state: SchedulerState, now_s: float) -> None:
             continue
         if entry.assigned:
             fill(state, entry, now_s)
-        is_open = can_take(state, entry, now_s)
-        for name in entry.pools:
-            pool = state.pool(name)
-            if is_open and entry.engine not in pool.open:
-                state.restless.add(name)
-            pool.judge(entry, is_open)
-
-
-def can_take(state: SchedulerState, entry: EngineEntry, now_s: float) -> bool:
-    """True when the engine may be given one load more that has no copy on it."""
-    return entry.is_usable and len(entry.staging) < state.limits.max_staging and state.room.has_room(entry, now_s)
-
-
-def place_waiting(state: SchedulerState, name: str, queue: LoadQueue, now_s: float) -> None:
-    """Give the loads of one pool to engines, in their order, as long as any engine can take one."""
-    pool = state.pool(name)
-    missed: list[Load] = []
-    while len(missed) < MAX_MISSES:
-        if not pool.open and (missed or not may_have_copies(state, name, queue)):
-            break
-        load = queue.pop()
-        if load is None:
-            break
-        entry = choose(state, load, pool, now_s)
-        if entry is None:
-            missed.append(load)
-            continue
-        assign(state, load, entry, now_s)
-        for each in entry.pools:
-            state.pool(each).judge(entry, can_take(state, entry, now_s))
-    for load in reversed(missed):
-        queue.give_back(load, now_s)
-    if queue:
-        look_around(state, pool, now_s)
-
-
-def may_have_copies(state: SchedulerState, name: str, queue: LoadQueue) -> bool:
-    """True when some engine that stages all it can may still take the first load, because it has a copy."""
-    first = queue.first()
-    return first is not None and bool(state.ledger.with_copy(name, first.wanted.key.digest))
-
-
-def look_around(state: SchedulerState, pool: Pool, now_s: float) -> None:
-    """Something waits: what was in use on the full engines at the last look may be idle by now."""
-    if now_s - pool.looked_around_s < state.limits.fresh_look_s / 2:
-        return
-    pool.looked_around_s = now_s
-    full = [
-        entry
-        for entry in pool.engines.values()
-        if entry.engine not in pool.open and entry.is_usable and is_look_old(state, entry, now_s)
-    ]
-    full.sort(key=lambda entry: (entry.looked_s or 0.0, entry.engine))
-    for entry in full[:MAX_LOOKS]:
-        ask_look(state, entry, now_s)
-
-
-def choose(state: SchedulerState, load: Load, pool: Pool, now_s: float) -> EngineEntry | None:
-    """The engine for a load, or None while there is none for this one."""
-    key = load.wanted.key
-    if is_on_its_way(state, load):
-        return None  # Another pool's load brings it, or it must first be gone.
-    found = pool.candidates(key.digest)
-    for entry in state.ledger.with_copy(key.pool, key.digest):
-        if entry not in found and entry.is_usable and state.room.has_room(entry, now_s):
-            found.append(entry)
-    able = [entry for entry in found if load.wanted.rank <= entry.max_rank and key.digest not in entry.residents]
-    if load.load_class == "prefetch":
-        able = [entry for entry in able if state.room.has_idle_room(entry, now_s)]
-    liked = [entry for entry in able if entry.engine not in load.avoid] if load.avoid else able
-    if not liked and all(engine in load.avoid for engine in pool.engines):
-        liked = able  # Every engine has failed it once; its tries are counted.
-    if not liked and not able and len(pool.open) > len(found):
-        # Not one of those that it likes will do: any other that is open.
-        liked = [e for e in pool.open.values() if load.wanted.rank <= e.max_rank and e.engine not in load.avoid][:1]
-    return state.choose_engine(key.digest, liked) if liked else None
-
-
-def is_on_its_way(state: SchedulerState, load: Load) -> bool:
-    """True while the same revision comes to an engine for another pool, or leaves one."""
-    key = load.wanted.key
-    if any(key.digest in entry.removing for entry in state.ledger.holders(key.digest)):
-        return True
-    for name in state.queues:
-        if name != key.pool:
-            other = state.loads.get(key._replace(pool=name))
-            if other is not None and other.engine and key.pool in state.ledger.engines[other.engine].pools:
-                return True
-    return False
-
-
-def assign(state: SchedulerState, load: Load, entry: EngineEntry, now_s: float) -> None:
-    """Give a load to an engine; stage it there unless its copy is there already."""
-    digest = load.wanted.key.digest
-    entry.assign(digest, load.wanted.key)
-    load.engine, load.since_s = entry.engine, now_s
-    if digest in entry.staged:
-        load.phase = "staged"
-        state.touch(entry)
-        return
-    load.phase = "staging"
-    if digest not in entry.staging:
-        load.command = entry.staging[digest] = state.next_command()
-        state.send(Stage(entry.engine, entry.boot_id, load.command, digest))
+        was_open = entry.is_open
+        judge(state, entry, now_s)
+        if entry.is_open and not was_open:
+            state.restless.update(entry.pools)
 
 
 def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
@@ -188,11 +82,6 @@ def pause_after(state: SchedulerState, entry: EngineEntry, load_class_rank: int,
         is_waited_for = load_class_rank < CLASS_RANKS["prefetch"]
         share = state.limits.attach_share if is_waited_for else state.limits.prefetch_attach_share
         entry.paused_until_s = now_s + attach_s * (1.0 - share) / share
-
-
-def is_look_old(state: SchedulerState, entry: EngineEntry, now_s: float) -> bool:
-    """True when nothing may be evicted on what was last seen."""
-    return entry.looked_s is None or now_s - entry.looked_s > state.limits.fresh_look_s
 
 
 def make_room(state: SchedulerState, entry: EngineEntry, places: int, now_s: float) -> None:

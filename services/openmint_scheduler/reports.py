@@ -3,7 +3,8 @@
 from openmint.events.serving import SERVE_POOL
 from openmint_scheduler.endings import arrived, try_again
 from openmint_scheduler.ledger import EngineEntry
-from openmint_scheduler.messages import EngineBeat, EngineLooked, FetchState, LoadKey, Noted
+from openmint_scheduler.looks import ask_look, is_look_due
+from openmint_scheduler.messages import EngineBeat, EngineLooked, LoadKey, Noted
 from openmint_scheduler.replication import consider
 from openmint_scheduler.state import SchedulerState
 from openmint_scheduler.suspects import heard
@@ -44,22 +45,6 @@ def beat(state: SchedulerState, beat: EngineBeat, now_s: float) -> None:
         restore(state, list(entry.residents), entry, now_s)
     if beat.list_version != entry.list_version or is_look_due(state, entry, now_s):
         ask_look(state, entry, now_s)
-
-
-def is_look_due(state: SchedulerState, entry: EngineEntry, now_s: float) -> bool:
-    """True when decisions rest on too old a look; on a busy engine things change faster."""
-    if entry.looked_s is None:
-        return True
-    is_busy = 2 * (entry.running + entry.waiting) >= entry.max_running
-    return now_s - entry.looked_s > (state.limits.busy_look_s if is_busy else state.limits.look_s)
-
-
-def ask_look(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
-    """Have an engine looked at, unless an answer is on its way."""
-    asked_s = entry.look_asked_s
-    if asked_s is None or now_s - asked_s > state.limits.look_timeout_s:
-        entry.look_asked_s = now_s
-        state.send(FetchState(entry.engine, entry.boot_id, state.next_command()))
 
 
 def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:

@@ -90,7 +90,9 @@ class BaseShell:
             self.conductor.tell(handlers.engine_gone(fact))
 
     async def _lead(self, lead: Lead) -> None:
-        core = LoaderScheduler(self._settings.limits(), self._settings.placement, self._settings.eviction)
+        core = LoaderScheduler(
+            self._settings.limits(), self._settings.placement, self._settings.eviction, self._settings.ordering
+        )
         limits = TimeLimits(self._settings.stage_timeout_s, self._settings.attach_timeout_s)
         conductor = Conductor(
             core, lead.epoch, self._clock, self._engine_factory, answer=self._answer, note=self._note,

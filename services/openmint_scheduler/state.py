@@ -28,6 +28,7 @@ from openmint_scheduler.pace import Pace
 from openmint_scheduler.placement import PLACEMENTS
 from openmint_scheduler.pool import Pool
 from openmint_scheduler.refusals import Refusals
+from openmint_scheduler.rhythm import RhythmBook
 from openmint_scheduler.room import RoomMaker
 from openmint_scheduler.suspect_book import SuspectBook
 from openmint_scheduler.warm import WarmBook
@@ -67,6 +68,9 @@ class SchedulerState:
         self.only_evaluated: dict[str, float] = {}
         """Revisions that only an evaluation has asked for, and when it last held them: nobody answers with them."""
         self.warm = WarmBook(limits.warm_s, limits.warm_share)
+        self.rhythms = RhythmBook()
+        self.expected: list[tuple[float, LoadKey]] = []
+        """A heap of when revisions with a rhythm are to be loaded."""
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
         self.suspects = SuspectBook()

@@ -1,9 +1,12 @@
 """What is wanted: requests, renewals, and alias moves that are loaded for before anybody asks."""
 
+from heapq import heappop, heappush
+
 from openmint.events.serving import LoadClass
 from openmint_scheduler.endings import cancel, fail
 from openmint_scheduler.load_queue import Load
 from openmint_scheduler.messages import AliasTurned, AnswerFailed, LoadKey, Wanted
+from openmint_scheduler.placing import place_at_once
 from openmint_scheduler.state import PREFETCHER, SchedulerState
 
 
@@ -23,6 +26,8 @@ def want(
     state.wanted[key] = wanted
     if is_new and waiter != PREFETCHER:
         state.demand.add(key.digest, now_s)
+        if state.limits.predicts and load_class == "interactive":
+            expect_again(state, key, now_s)
     if state.ledger.serving(*key):
         return
     load = state.loads.get(key)
@@ -60,11 +65,14 @@ def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
     if strongest is None:
         return
     load = Load(wanted, strongest[0], strongest[1], now_s, since_s=now_s)
-    queue, pace = state.queue(wanted.key.pool), state.pace(wanted.key.pool)
+    pool, queue, pace = state.pool(wanted.key.pool), state.queue(wanted.key.pool), state.pace(wanted.key.pool)
+    if place_at_once(state, load, now_s):
+        state.loads[wanted.key] = load
+        state.note("load.accepted", wanted, waiting=0, expected_wait_s=0.0)
+        return
     worst = queue.worst() if load.load_class != "prefetch" and len(queue) >= state.limits.max_waiting else None
     if worst is not None:
         fail(state, worst, "overloaded", "gave way to a request", pace.retry_after_s(len(queue), state.limits))
-    pool = state.pool(wanted.key.pool)
     most = pool.max_rank if pool.engines else wanted.rank
     if wanted.rank > most:
         detail = f"{wanted.label}: rank {wanted.rank} is above {most}, the most an engine of this pool takes"
@@ -95,6 +103,22 @@ def prefetch(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
     """Load a revision before anybody asks."""
     if not state.ledger.serving(*wanted.key):
         want(state, wanted, "prefetch", PREFETCHER, now_s + state.limits.prefetch_patience_s, now_s)
+
+
+def expect_again(state: SchedulerState, key: LoadKey, now_s: float) -> None:
+    """Plan a prefetch for a revision that has a rhythm."""
+    next_s = state.rhythms.heard(key, now_s)
+    if next_s is not None and len(state.expected) < state.limits.wanted_memory:
+        heappush(state.expected, (next_s - state.limits.predicted_lead_s, key))
+
+
+def load_expected(state: SchedulerState, now_s: float) -> None:
+    """Load what is about to be asked for, if its name is still known."""
+    while state.expected and state.expected[0][0] <= now_s:
+        _, key = heappop(state.expected)
+        wanted = state.wanted.get(key)
+        if wanted is not None:
+            prefetch(state, wanted, now_s)
 
 
 def alias_turned(state: SchedulerState, event: AliasTurned, now_s: float) -> None:

@@ -5,16 +5,13 @@ from openmint_scheduler.ledger import EngineEntry
 EVICTION, FETCH, MUCH = 10_000, 100_000, 1_000_000
 """Each beyond anything that the smaller ones add up to."""
 
-BUSY_STEPS = 4
-"""Running requests count in quarters of what the engine may run, so that small swings don't scatter revisions."""
-
 
 def warmest(digest: str, engines: list[EngineEntry]) -> EngineEntry:
     """A staged copy first (no fetch), then free room (no eviction), then the least busy, then what it likes."""
 
     best, least = engines[0], MUCH
     for entry in engines:  # Runs for every load: no tuples, no calls.
-        cost = len(entry.assigned) + BUSY_STEPS * (entry.running + entry.waiting) // entry.max_running
+        cost = entry.burden
         if entry.capacity <= len(entry.residents) + entry.coming:
             cost += EVICTION
         if digest not in entry.staged:
