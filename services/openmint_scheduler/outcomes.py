@@ -84,7 +84,7 @@ def attached(
             if load is not None:
                 wait_s = now_s - load.asked_s
                 state.note("adapter.attached", load.wanted, engine=entry.engine, attach_ms=result.attach_ms,
-                           wait_s=wait_s)  # fmt: skip
+                           wait_s=wait_s, load_class=load.load_class)  # fmt: skip
             arrived(state, entry, digest, now_s)
         elif result.error_code == "bad_adapter":
             refuse(state, digest, result.error, now_s)
@@ -143,7 +143,8 @@ def command_failed(
             if sent.digest in entry.residents:
                 entry.residents[sent.digest].not_before_s = now_s + state.limits.remove_again_s
         case FetchState():
-            entry.look_asked_s = None
+            # Asked anew before long, but not at once: an engine that is gone refuses a thousand times a second.
+            entry.look_asked_s = now_s - state.limits.look_timeout_s + state.limits.fresh_look_s
             return
         case Restart():
             state.suspects.asked.pop(entry.engine, None)

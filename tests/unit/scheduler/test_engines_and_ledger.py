@@ -135,6 +135,18 @@ def test_a_new_list_version_in_a_heartbeat_asks_for_one_look(bench):
     assert len(bench.take(FetchState)) == 1
 
 
+def test_a_look_that_fails_is_asked_for_again_but_not_at_once(bench):
+    box = bench.engine("e1")
+    box.version += 1
+    bench.beat("e1")
+    (look,) = bench.take(FetchState)
+    bench.fail(look, "engine_failed")
+    bench.beat("e1")
+    assert bench.take(FetchState) == []
+    bench.wait(1.0)
+    assert len(bench.take(FetchState)) == 1
+
+
 def test_a_bad_adapter_fails_for_all_at_once_and_names_the_reason(bench):
     bench.engine("e1")
     bench.engine("e2")
