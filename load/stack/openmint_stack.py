@@ -60,6 +60,8 @@ class OpenmintStack:
         state_dir: Path | None = None,
         tenants: int = 8,
         env: Mapping[str, str] | None = None,
+        services: Sequence[str] = ("scheduler", "gateway"),
+        copies: Mapping[str, int] | None = None,
     ) -> None:
         self.base_folder = base_folder
         self.base = base_folder.name
@@ -70,6 +72,8 @@ class OpenmintStack:
         self.settings = CommonSettings(state_dir=self.state_dir)
         self._tenants = [f"t{number}" for number in range(tenants)]
         self._env = dict(env or {})
+        self._services = tuple(services)
+        self._copies = dict(copies or {})
         self._keys: dict[str, str] = {}
         self._digests: dict[Policy, str] = {}
         self._shelf: AdapterShelf | None = None
@@ -85,7 +89,8 @@ class OpenmintStack:
             engines=tuple(EngineSpec(name, self.limits.dtype, ("serve",)) for name in self.engine_names),
             base_folders=(self.base_folder,),
             gateway_port=free_port(),
-            services=("scheduler", "gateway"),
+            services=self._services,
+            copies=self._copies,
             extra_env={"OPENMINT_DRAIN_S": "1", **self.limits.as_settings(), **self._env},
         )
         try:
