@@ -64,20 +64,38 @@ def _loads(core: LoaderScheduler, now_s: float, tenant: str) -> list[dict[str, A
     """A tenant's loads, or all: those under way, then those that wait, in the order of their turns."""
     state = core.state
     listed: list[dict[str, Any]] = []
+    reasons = {pool: _why_pool_waits(core, pool) for pool in state.queues}
     for load in state.loads.values():
         is_seen = not tenant or load.wanted.tenant == tenant
         if is_seen and (load.phase != "waiting" or load.wanted.key in state.resting):
-            listed.append(_load(core, load, now_s, None, 0.0))
+            why = "rests until it is tried again" if load.phase == "waiting" else ""
+            listed.append(_load(core, load, now_s, None, 0.0, why))
     for pool, queue in sorted(state.queues.items()):
         for position, load in enumerate(queue.in_order(), start=1):
             if len(listed) >= MAX_LISTED:
                 break
             if not tenant or load.wanted.tenant == tenant:
-                listed.append(_load(core, load, now_s, position, state.pace(pool).wait_s(position)))
+                listed.append(_load(core, load, now_s, position, state.pace(pool).wait_s(position), reasons[pool]))
     return listed[:MAX_LISTED]
 
 
-def _load(core: LoaderScheduler, load: Load, now_s: float, position: int | None, wait_s: float) -> dict[str, Any]:
+def _why_pool_waits(core: LoaderScheduler, pool: str) -> str:
+    """What the first load of a pool's queue waits for."""
+    engines = [entry for entry in core.state.ledger.engines.values() if pool in entry.pools]
+    usable = [entry for entry in engines if entry.is_usable]
+    if not engines:
+        return f"no engine of pool {pool} is known"
+    if not usable:
+        conditions = ", ".join(sorted({str(entry.condition) for entry in engines}))
+        return f"no engine of pool {pool} takes loads ({conditions})"
+    if not any(entry.is_open for entry in usable):
+        return "every engine is full of what is in use"
+    return "waits its turn"
+
+
+def _load(
+    core: LoaderScheduler, load: Load, now_s: float, position: int | None, wait_s: float, why: str
+) -> dict[str, Any]:
     return {
         "pool": load.wanted.key.pool,
         "revision": load.wanted.key.digest,
@@ -92,5 +110,6 @@ def _load(core: LoaderScheduler, load: Load, now_s: float, position: int | None,
         "deadline_in_s": round(load.deadline_s - now_s, 2),
         "waiters": core.state.interest.waiters(load.wanted.key),
         "tries": load.tries,
+        "why": why,
         "trouble": load.trouble,
     }

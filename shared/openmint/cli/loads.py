@@ -34,7 +34,7 @@ def load_table(view: FleetView) -> RenderableType:
     """One load a row."""
     columns = (
         "policy", "revision", "class", "phase", "engine", "position", "expected wait", "waited", "deadline in",
-        "waiters", "tries", "trouble",
+        "waiters", "tries", "why",
     )  # fmt: skip
     return make_table(columns, [_row(load) for load in view.loads])
 
@@ -49,5 +49,5 @@ def _row(load: "LoadSeen") -> tuple[object, ...]:
     return (
         load.policy, short(load.revision), load.load_class, load.phase, load.engine, load.position,
         seconds(expected_s), seconds(load.waited_s), seconds(load.deadline_in_s), load.waiters, load.tries,
-        load.trouble or None,
+        "; ".join(filter(None, (load.why, load.trouble))) or None,
     )  # fmt: skip

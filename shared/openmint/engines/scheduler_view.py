@@ -90,7 +90,8 @@ class LoadSeen(_Seen):
     deadline_in_s: float | None = None
     waiters: int = 0
     tries: int = 0
-    trouble: str = ""
+    why: str = Field(default="", description="What it waits for")
+    trouble: str = Field(default="", description="What went wrong with its last try")
 
 
 class SchedulerSeen(_Seen):

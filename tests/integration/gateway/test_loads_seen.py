@@ -45,6 +45,7 @@ async def test_a_tenant_sees_its_own_waiting_loads_and_the_operator_sees_all(wor
             load = await _waiting_load(client)
             assert (load["revision"], load["phase"]) == (revision.digest, "waiting")
             assert load["waiters"] >= 1
+            assert load["why"] == "no engine of pool serve takes loads (ready)"
             assert load["deadline_in_s"] > 0
         (engine,) = [e for e in (await http.get("/v1/engines")).json() if e["engine"] == "engine-1"]
         assert (engine["base"], engine["is_ready"]) == (BASE, True)
