@@ -13,14 +13,14 @@ import hashlib
 import json
 import math
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openmint_engine_host.peft_tensors import WIDTH_BYTES, BadLayout, PeftTensors, decode, encode
+from openmint_engine_host.peft_tensors import STORAGE, BadLayout, PeftTensors, decode, encode
 
 FORMAT = 1
 FILE_NAME = "adapter.openmint"
@@ -54,8 +54,9 @@ class EngineModule:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values. A module without experts does not speak of them, so that older fingerprints still hold."""
-        body = asdict(self)
-        return body if self.experts else {name: value for name, value in body.items() if name != "experts"}
+        slices = [{"source": s.source, "in_size": s.in_size, "out_size": s.out_size} for s in self.slices]
+        body = {"name": self.name, "packed": self.packed, "slices": slices}
+        return body | ({"experts": self.experts} if self.experts else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,12 @@ class ModuleTable:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for the way from the worker to the host."""
-        return asdict(self)
+        return {
+            "dtype": self.dtype,
+            "parallel_width": self.parallel_width,
+            "max_rank": self.max_rank,
+            "modules": [module.as_json() for module in self.modules],
+        }
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> "ModuleTable":
@@ -114,8 +120,8 @@ class TensorPlace:
 
     def as_json(self) -> dict[str, int]:
         """Plain values; without experts as files had it before there were any."""
-        body = asdict(self)
-        return body if self.experts else {name: value for name, value in body.items() if name != "experts"}
+        body = {"offset": self.offset, "rows": self.rows, "columns": self.columns}
+        return body | ({"experts": self.experts} if self.experts else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,7 @@ class _Blob:
     """The tensors of a layout file, one after another."""
 
     def __init__(self, tensors: PeftTensors, dtype: str, rank: int, scale: float) -> None:
-        self.parts: list[bytes] = []
+        self.parts: list[NDArray[Any]] = []
         self._tensors = tensors
         self._dtype = dtype
         self._rank = rank
@@ -178,56 +184,46 @@ class _Blob:
         """Append A and B of one slice, or of a projection over all experts.
 
         None for a slice that the adapter leaves alone; experts get zeros then, because the engine takes them whole.
-        Raises: BadLayout when an adapter has a projection on some experts only.
+        Raises: BadLayout when an adapter has a projection on some experts only, or a shape that does not fit.
         """
         first = slices[0]
-        given = [s for s in slices if s.source in self._tensors.modules()]
+        given = [s.source for s in slices if s.source in self._tensors.modules()]
         if not given and not experts:
             return None, None
         if given and len(given) < len(slices):
-            lacking = next(s.source for s in slices if s not in given)
-            raise BadLayout(f"{lacking} has no LoRA where {given[0].source} has: it must be on all experts or none")
-        a_place = self._place(self._rank, first.in_size, experts)
-        for s in given:
-            self._append(encode(self._tensors.read(s.source, "A"), self._dtype), self._rank, s.in_size)
-        self._fill(a_place)
-        b_place = self._place(first.out_size, self._rank, experts)
-        for s in given:
-            b = encode(self._tensors.read(s.source, "B"), self._dtype)
-            if self._scale != 1.0:
-                b = encode(decode(b, self._dtype) * self._scale, self._dtype)
-            self._append(b, s.out_size, self._rank)
-        self._fill(b_place)
-        return a_place, b_place
+            lacking = next(s.source for s in slices if s.source not in given)
+            raise BadLayout(f"{lacking} has no LoRA where {given[0]} has: it must be on all experts or none")
+        a_shape, b_shape = (self._rank, first.in_size), (first.out_size, self._rank)
+        if not given:
+            a, b = (np.zeros((experts, *shape), STORAGE[self._dtype]) for shape in (a_shape, b_shape))
+            return self._append(a, a_shape, experts), self._append(b, b_shape, experts)
+        a_place = self._append(self._tensors.read(given, "A", self._dtype, a_shape), a_shape, experts)
+        b = self._tensors.read(given, "B", self._dtype, b_shape)
+        if self._scale != 1.0:
+            b = encode(decode(b, self._dtype) * self._scale, self._dtype)
+        return a_place, self._append(b, b_shape, experts)
 
-    def _place(self, rows: int, columns: int, experts: int) -> TensorPlace:
-        return TensorPlace(self._position, rows, columns, experts)
-
-    def _append(self, array: NDArray[Any], rows: int, columns: int) -> None:
-        if array.shape != (rows, columns):
-            raise BadLayout(f"a tensor of shape {array.shape} where the engine needs {(rows, columns)}")
-        self.parts.append(array.tobytes())
-        self._position += rows * columns
-
-    def _fill(self, place: TensorPlace) -> None:
-        """Zeros for what was not appended of a tensor, which is all of it or nothing."""
-        count = place.offset + math.prod(place.shape) - self._position
-        self.parts.append(bytes(count * WIDTH_BYTES[self._dtype]))
-        self._position += count
+    def _append(self, array: NDArray[Any], shape: tuple[int, int], experts: int) -> TensorPlace:
+        place = TensorPlace(self._position, *shape, experts)
+        self.parts.append(np.ascontiguousarray(array))
+        self._position += math.prod(place.shape)
+        return place
 
 
 def _write(
-    out: Path, blob: list[bytes], digest: str, table: ModuleTable, rank: int, modules: tuple[PackedModule, ...]
+    out: Path, blob: list[NDArray[Any]], digest: str, table: ModuleTable, rank: int, modules: tuple[PackedModule, ...]
 ) -> LayoutHeader:
-    content = b"".join(blob)
+    found = hashlib.sha256()
+    for array in blob:
+        found.update(array)
     fields: dict[str, Any] = {
         "format": FORMAT,
         "digest": digest,
         "layout": table.fingerprint(),
         "dtype": table.dtype,
         "rank": rank,
-        "blob_bytes": len(content),
-        "blob_sha256": hashlib.sha256(content).hexdigest(),
+        "blob_bytes": sum(array.nbytes for array in blob),
+        "blob_sha256": found.hexdigest(),
         "modules": [
             {
                 "name": module.name,
@@ -244,7 +240,8 @@ def _write(
         file.write(struct.pack("<Q", len(raw)))
         file.write(raw)
         file.write(b"\0" * (offset - 8 - len(raw)))
-        file.write(content)
+        for array in blob:
+            file.write(array)
     return read_header(out)
 
 
@@ -273,7 +270,7 @@ def read_header(path: Path) -> LayoutHeader:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise BadLayout(f"{path.name}: header can't be read: {error}") from error
-    if body.get("format") != FORMAT or header.dtype not in WIDTH_BYTES:
+    if body.get("format") != FORMAT or header.dtype not in STORAGE:
         raise BadLayout(f"{path.name}: format {body.get('format')!r} with dtype {header.dtype!r} is not ours")
     if size != offset + header.blob_bytes:
         raise BadLayout(f"{path.name}: {size} bytes where the header says {offset + header.blob_bytes}")

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from openmint.adapters.facts import SAFETENSORS_DTYPES, TENSOR_PREFIX
 
-WIDTH_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STORAGE: Mapping[str, type[np.generic]] = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}
+"""How numpy keeps the numbers of a dtype; bfloat16 as its 16 bits, which numpy has no type for."""
 
 
 class BadLayout(ValueError):
@@ -24,7 +26,8 @@ class PeftTensors:
         with path.open("rb") as file:
             length = struct.unpack("<Q", file.read(8))[0]
             header = cast(dict[str, Any], json.loads(file.read(length)))
-        self._data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length) if header else np.empty(0, np.uint8)
+        # A plain view: slices of a memmap itself cost ten times as much.
+        self._data: NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))[8 + length :]
         self._entries: dict[tuple[str, str], dict[str, Any]] = {}
         for name, entry in header.items():
             if name == "__metadata__":
@@ -37,17 +40,26 @@ class PeftTensors:
         """The base's module paths that have a pair."""
         return self._modules
 
-    def read(self, module: str, kind: str) -> NDArray[np.float32]:
-        """`kind` is A or B. Raises: BadLayout when the module has none."""
-        try:
-            entry = self._entries[module, kind]
-        except KeyError:
-            raise BadLayout(f"{module} has no lora_{kind}") from None
-        start, end = entry["data_offsets"]
-        dtype = SAFETENSORS_DTYPES[entry["dtype"]]
-        raw = np.array(self._data[start:end])
-        storage = {"float32": np.float32, "bfloat16": np.uint16, "float16": np.float16}[dtype]
-        return decode(raw.view(storage).reshape(entry["shape"]), dtype)
+    def read(self, modules: Sequence[str], kind: str, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
+        """A (`kind` "A") or B of some modules, one below the other, in the storage of `dtype`.
+
+        Raises: BadLayout when one of them has none, or one of another shape than `shape`.
+        """
+        arrays: list[NDArray[Any]] = []
+        found = dtype
+        for module in modules:
+            try:
+                entry = self._entries[module, kind]
+            except KeyError:
+                raise BadLayout(f"{module} has no lora_{kind}") from None
+            if tuple(entry["shape"]) != shape:
+                raise BadLayout(f"lora_{kind} of {module} is of shape {entry['shape']}; the engine needs {shape}")
+            start, end = entry["data_offsets"]
+            arrays.append(self._data[start:end])
+            found = SAFETENSORS_DTYPES[entry["dtype"]]
+        # The checks have seen to it that a file has one dtype.
+        stored = np.concatenate(arrays).view(STORAGE[found]).reshape(len(arrays) * shape[0], shape[1])
+        return stored if found == dtype else encode(decode(stored, found), dtype)
 
 
 def decode(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:

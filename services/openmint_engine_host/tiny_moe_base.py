@@ -46,7 +46,6 @@ def write_tiny_moe_base(
         norm_topk_prob=True,
         num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 4),
-        head_dim=HEAD_WIDTH,
         vocab_size=source.vocab_size,
         max_position_embeddings=2048,
         bos_token_id=source.bos_token_id,

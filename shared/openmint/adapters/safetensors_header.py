@@ -6,6 +6,7 @@ all tensors. Here a header must describe every byte of the file exactly once.
 
 import math
 import os
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from openmint.errors import BadAdapter
 MAX_NAME_BYTES = 200
 MAX_DIMENSIONS = 8
 MAX_SIZE = 1 << 48
+
+_VISIBLE = re.compile(r"[!-~]+")
 
 ELEMENT_BYTES = {
     "F64": 8,
@@ -118,7 +121,7 @@ def _checked(
 def _entry(name: str, fields: Any, data_start: int, refuse: Callable[[str], BadAdapter]) -> TensorEntry:
     if not name or len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         raise refuse(f"tensor name {shown(name)} is empty or longer than {MAX_NAME_BYTES} bytes")
-    if not all("!" <= character <= "~" for character in name):
+    if not _VISIBLE.fullmatch(name):
         raise refuse(f"tensor name {shown(name)} has characters other than visible ASCII")
     if not isinstance(fields, dict) or set(cast(dict[str, Any], fields)) != {"dtype", "shape", "data_offsets"}:
         raise refuse(f"tensor {shown(name)} has not exactly dtype, shape and data_offsets")

@@ -42,18 +42,21 @@ def read_values(descriptor: int, entry: TensorEntry) -> TensorValues:
             raw = raw[: len(raw) - len(raw) % 4]
         digest.update(raw)
         values = _as_float32(raw, entry.dtype)
-        finite = np.isfinite(values)
-        bad = int(values.size - np.count_nonzero(finite))
-        if bad:
+        size = values.size
+        wide = values.astype(np.float64)
+        chunk_squares = float(np.dot(wide, wide))
+        if not math.isfinite(chunk_squares):  # the square of a finite float32 is finite in float64
+            finite = np.isfinite(values)
             if first is None:
                 first = seen + int(np.argmin(finite))
-            not_finite += bad
             values = values[finite]
-        if values.size:
-            max_abs = max(max_abs, float(np.max(np.abs(values))))
+            not_finite += size - values.size
             wide = values.astype(np.float64)
-            squares += float(np.dot(wide, wide))
-        seen += int(finite.size)
+            chunk_squares = float(np.dot(wide, wide))
+        if values.size:
+            max_abs = max(max_abs, float(values.max()), -float(values.min()))
+        squares += chunk_squares
+        seen += size
         position += len(raw)
     return TensorValues(digest.hexdigest(), not_finite, first, max_abs, math.sqrt(squares))
 

@@ -150,3 +150,11 @@ def test_a_folder_that_is_no_base_is_refused_by_what_is_wrong(spoil, words, fold
     spoil(folder)
     with pytest.raises(BadRequest, match=words):
         read_base_folder(folder)
+
+
+def test_every_expert_of_a_mixture_is_a_module_of_its_own_and_the_router_is_none(folder):
+    experts = {f"model.layers.0.mlp.experts.{expert}.up_proj.weight": [24, 8] for expert in range(3)}
+    write_weights(folder / "model.safetensors", {"model.layers.0.mlp.gate.weight": [3, 8], **experts})
+    facts = read_base_folder(folder)
+    assert facts.modules == {f"model.layers.0.mlp.experts.{expert}.up_proj": (24, 8) for expert in range(3)}
+    assert facts.targets == ("up_proj",)
