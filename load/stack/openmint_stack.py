@@ -151,7 +151,7 @@ class OpenmintStack:
         """Every engine's own word. Raises: EngineFailed when one does not answer."""
         found: dict[str, EngineState] = {}
         for name in self.engine_names:
-            engine = self._host(name)
+            engine = self.host(name)
             try:
                 found[name] = await engine.state()
             finally:
@@ -189,7 +189,7 @@ class OpenmintStack:
         leader = await self.snapshot()
         stamp = CommandStamp(int(leader["epoch"]) if leader else 0, 0)
         for name, state in (await self.engine_states()).items():
-            engine = self._host(name)
+            engine = self.host(name)
             try:
                 for resident in state.residents:
                     if wanted is None or resident.digest in wanted:
@@ -231,7 +231,8 @@ class OpenmintStack:
                 raise EngineFailed(f"{what}: not within {timeout_s:.0f} s; see {self.state_dir / 'logs'}")
             await asyncio.sleep(POLL_S)
 
-    def _host(self, name: str) -> HostEngine:
+    def host(self, name: str) -> HostEngine:
+        """The control side of an engine; close it. Raises: EngineFailed."""
         beat = self._beats.get(name)
         if beat is None:
             raise EngineFailed(f"engine {name} has not been heard of")

@@ -7,7 +7,7 @@ from openmint_scheduler.looks import ask_look, is_look_due
 from openmint_scheduler.messages import EngineBeat, EngineLooked, LoadKey, Noted
 from openmint_scheduler.replication import consider
 from openmint_scheduler.state import SchedulerState
-from openmint_scheduler.suspects import heard
+from openmint_scheduler.suspects import go_on, heard
 from openmint_scheduler.wants import accept, prefetch
 
 DEATH_TRIES = 2
@@ -69,6 +69,7 @@ def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:
             arrived(state, entry, resident.digest, now_s)
     restore(state, lost, entry, now_s)
     consider(state, entry, now_s)
+    go_on(state, entry, now_s)
 
 
 def lose_engine(state: SchedulerState, entry: EngineEntry, reason: str, now_s: float) -> None:
