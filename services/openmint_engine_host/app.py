@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Callable
 
 import structlog
 from aiohttp import web
+from prometheus_client import REGISTRY, start_http_server
 
 from openmint.adapters.signing import TrustedKeys
 from openmint.adapters.store import Store
@@ -15,10 +16,12 @@ from openmint.bus.connection import Bus, connect_bus
 from openmint.errors import BusUnavailable
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
+from openmint.tracing import start_tracing, stop_tracing
 from openmint_engine_host.control import ControlServer
 from openmint_engine_host.heartbeats import Announcer, ResidencyFeed, Silence, beat
 from openmint_engine_host.host import EngineHost
 from openmint_engine_host.launch import engine_targets, free_port
+from openmint_engine_host.metrics import EngineCollector
 from openmint_engine_host.settings import EngineHostSettings
 from openmint_engine_host.spool import Spool
 from openmint_engine_host.staging import Stager
@@ -44,6 +47,9 @@ async def serve(settings: EngineHostSettings) -> None:
     async with contextlib.aclosing(source), _announcer(settings) as announcer:
         feed = ResidencyFeed(announcer, settings.engine_name, settings.base, base.digest, settings.pool_names)
         host = EngineHost(settings, base.digest, supervisor, stager, feed)
+        if settings.metrics_port:
+            REGISTRY.register(EngineCollector(host.figures))
+            start_http_server(settings.metrics_port)
         control = ControlServer(host, settings.engine_control_key, settings.engine_read_key)
         async with _listening(control, settings) as port, reporting_health({"engine": host.is_ready}):
             host.control_url = settings.advertised(port)
@@ -107,6 +113,7 @@ async def run() -> None:
     settings = EngineHostSettings()  # pyright: ignore[reportCallIssue]  # filled from the environment
     settings = settings.resolve(settings.parts_needed)
     configure_logging("engine_host", settings)
+    start_tracing("engine_host", settings)
     structlog.contextvars.bind_contextvars(engine=settings.engine_name)
     serving = asyncio.create_task(serve(settings))
     loop = asyncio.get_running_loop()
@@ -114,6 +121,7 @@ async def run() -> None:
         loop.add_signal_handler(number, serving.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await serving
+    stop_tracing()
 
 
 def main() -> None:

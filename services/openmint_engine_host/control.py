@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from openmint.engines.protocol import AttachRequest, CommandStamp, EngineState
 from openmint.errors import BadRequest, OpenmintError, Unauthorised
 from openmint.identifiers import Digest
+from openmint.tracing import TRACEPARENT, within
 from openmint_engine_host.host import EngineHost
 
 log = structlog.get_logger()
@@ -47,6 +48,7 @@ class AttachItem(_Body):
 
     digest: Digest
     label: str = Field(pattern=r"^[a-z0-9_-]{1,63}/[a-z0-9_-]{1,63}$")
+    traceparent: str | None = Field(default=None, max_length=55)
 
 
 class AttachBody(_Stamped):
@@ -111,7 +113,8 @@ class ControlServer:
             allowed = [key for key in keys if key and hmac.compare_digest(token.encode(), key.encode())]
             if scheme.lower() != "bearer" or not allowed:
                 raise Unauthorised("the control key is missing or wrong")
-            return web.json_response(await handler(request))
+            with within(request.headers.get(TRACEPARENT)):
+                return web.json_response(await handler(request))
 
         return guarded
 
@@ -127,7 +130,7 @@ class ControlServer:
 
     async def _attach(self, request: web.Request) -> dict[str, Any]:
         body = await _read(request, AttachBody)
-        requests = [AttachRequest(item.digest, item.label) for item in body.requests]
+        requests = [AttachRequest(item.digest, item.label, item.traceparent) for item in body.requests]
         return {"results": [asdict(result) for result in await self._host.attach(body.stamp, requests)]}
 
     async def _remove(self, request: web.Request) -> dict[str, Any]:

@@ -4,12 +4,14 @@
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import structlog
 
+from openmint import tracing
 from openmint.engines.protocol import (
     AttachRequest,
     AttachResult,
@@ -22,6 +24,7 @@ from openmint.engines.protocol import (
 )
 from openmint.errors import EngineFailed, NotFound
 from openmint.events.serving import EngineHeartbeat
+from openmint_engine_host import metrics
 from openmint_engine_host.command_gate import CommandGate
 from openmint_engine_host.heartbeats import ResidencyFeed
 from openmint_engine_host.settings import EngineHostSettings
@@ -53,6 +56,7 @@ class EngineHost:
         self._feed = feed
         self._gate = CommandGate()
         self._stage_ms: dict[str, float] = {}
+        self._slots_taken = 0
         self._suspicions = Suspicions()
         self._examined = ""
         self._examining = asyncio.Lock()
@@ -78,6 +82,7 @@ class EngineHost:
         boot = self._supervisor.ready_boot()
         state = await boot.plugin.state()
         boot.pulse = state
+        self._slots_taken = sum(name is not None for name in state["slots"])
         return EngineState(
             engine=self._settings.engine_name,
             base=self._settings.base,
@@ -105,7 +110,15 @@ class EngineHost:
         """Fetch, verify and repack a revision."""
         self._gate.check(stamp)
         boot = self._supervisor.ready_boot()
-        result = await self._stager.stage(digest, boot.module_table)
+        with tracing.begin("engine_host.stage", engine=self._settings.engine_name) as span:
+            result = await self._stager.stage(digest, boot.module_table)
+            span.note(
+                was_staged=result.was_staged,
+                fetch_ms=round(result.fetch_ms, 1),
+                verify_ms=round(result.verify_ms, 1),
+                pack_ms=round(result.pack_ms, 1),
+            )
+        metrics.count_stage(result)
         if not result.was_staged:
             self._stage_ms[digest] = result.fetch_ms + result.verify_ms + result.pack_ms
             log.info("adapter.staged", revision=digest, stage_ms=round(self._stage_ms[digest], 1))
@@ -115,6 +128,7 @@ class EngineHost:
         """Make staged revisions resident, all in one gap between steps."""
         with self._gate.applying(stamp):
             boot = self._supervisor.ready_boot()
+            began_ns = time.time_ns()
             answer = await boot.plugin.attach([self._attach_item(boot, request) for request in requests])
             boot.pulse = answer["pulse"]
             told: set[str] = set()
@@ -122,6 +136,15 @@ class EngineHost:
             for request, outcome in zip(requests, answer["results"], strict=True):
                 name, attach_ms = outcome["name"], outcome["attach_ms"]
                 results.append(AttachResult(request.digest, name, attach_ms, outcome["code"], outcome["error"]))
+                metrics.count_attach(results[-1])
+                tracing.begin(
+                    "engine_host.attach",
+                    parent=request.traceparent,
+                    started_ns=began_ns,
+                    engine=self._settings.engine_name,
+                    attach_ms=round(attach_ms, 1),
+                    batch=len(requests),
+                ).end(outcome["code"])
                 if outcome["code"] == "refused":
                     log.warning(
                         "adapter.refused", revision=request.digest, policy=request.label, detail=outcome["error"]
@@ -235,6 +258,24 @@ class EngineHost:
             "list_hash": boot.pulse["list_hash"],
             "last_command": self._gate.last_command,
             "residents": [asdict(resident) for resident in self._residents(boot.pulse)],
+        }
+
+    def figures(self) -> dict[str, Any] | None:
+        """Counts and gauges for `metrics.EngineCollector`, from the newest pulse; None while it is down."""
+        boot = self._supervisor.boot
+        if boot is None or not boot.pulse:
+            return None
+        pulse = boot.pulse
+        return {
+            "residents": len(pulse["adapters"]),
+            "capacity": boot.capacity,
+            "slots": boot.slots,
+            "slots_taken": self._slots_taken,
+            "staged": len(self._stager.digests(boot.layout)),
+            "running": pulse["running"],
+            "waiting": pulse["waiting"],
+            "admitted": pulse["admitted"],
+            "refused": pulse["refused"],
         }
 
     def heartbeat(self) -> EngineHeartbeat | None:

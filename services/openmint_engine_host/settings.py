@@ -47,6 +47,7 @@ class EngineHostSettings(CommonSettings):
     start_timeout_s: float = Field(default=600.0, description="A very busy machine needs up to 180 s")
     hang_after_s: float = Field(default=60.0, description="Killed when silent so long; a CPU prefill takes up to 20 s")
     drain_s: float = Field(default=10.0, description="On a stop, requests in flight get so long to finish")
+    metrics_port: int = Field(default=0, ge=0, description="Port of the Prometheus endpoint; 0: none")
     announce: bool = Field(default=True, description="False: run without the bus (an engine by itself)")
 
     @model_validator(mode="after")

@@ -96,6 +96,13 @@ def is_on() -> bool:
     return _tracer is not None
 
 
+def begin_trace(name: str, *, parent: str | None = None, **attributes: Value) -> Span:
+    """Begin what a caller asked for: part of the caller's trace when `parent` names one, else a trace of its own."""
+    if _tracer is None:
+        return NO_SPAN
+    return _tracer.begin(name, parent, None, None, attributes)
+
+
 def begin(
     name: str,
     *,
@@ -104,14 +111,15 @@ def begin(
     started_ns: int | None = None,
     **attributes: Value,
 ) -> Span:
-    """Begin a span: `with begin(…)`, or `end()` it yourself.
+    """Begin a span inside a trace; where nothing around it is traced, it does nothing. `with begin(…)`, or `end()` it.
 
     `parent` is a traceparent, by default that of what is being done; `joined` is one of other work that this waits
     for together with others, such as a load that another request began.
     """
     if _tracer is None:
         return NO_SPAN
-    return _tracer.begin(name, parent or current_traceparent.get(), joined, started_ns, attributes)
+    around = parent or current_traceparent.get()
+    return NO_SPAN if around is None else _tracer.begin(name, around, joined, started_ns, attributes)
 
 
 class _Within:

@@ -67,6 +67,9 @@ class Admission:
         """Not empty while nothing at all is admitted."""
         self._adapters: dict[str, ResidentAdapter] = {}
         self._by_tenant: Counter[str] = Counter()
+        self.admitted = 0
+        self.refused: Counter[str] = Counter()
+        """Requests sent back, by reason: `absent`, `closed`, `full`, `tenant_share`."""
 
     def admit(self, model: str, tenant: str, sequences: int = 1) -> Ticket | Refusal:
         """Take room for a request of so many sequences, or say why not.
@@ -75,22 +78,26 @@ class Admission:
         """
         adapter = self._adapters.get(model)
         if model != self.base and (adapter is None or adapter.is_draining):
-            return Refusal("absent", f"{model} is not on this engine")
+            return self._refuse("absent", "absent", f"{model} is not on this engine")
         if self.closed_because:
-            return Refusal("busy", self.closed_because)
+            return self._refuse("closed", "busy", self.closed_because)
         sequences = min(sequences, self.tenant_limit)
         if self.in_flight + sequences > self.limit:
-            return Refusal("busy", f"{self.in_flight} of {self.limit} sequences are in flight")
+            return self._refuse("full", "busy", f"{self.in_flight} of {self.limit} sequences are in flight")
         if self._by_tenant[tenant] + sequences > self.tenant_limit:
-            return Refusal(
-                "busy", f"tenant {tenant} has {self._by_tenant[tenant]} of its {self.tenant_limit} sequences"
-            )
+            detail = f"tenant {tenant} has {self._by_tenant[tenant]} of its {self.tenant_limit} sequences"
+            return self._refuse("tenant_share", "busy", detail)
+        self.admitted += 1
         self.in_flight += sequences
         self._by_tenant[tenant] += sequences
         self.hold(adapter, sequences)
         if adapter is not None:
             adapter.served += 1
         return Ticket(model, adapter.digest if adapter else BASE_DIGEST, tenant, sequences)
+
+    def _refuse(self, kind: str, verdict: Verdict, reason: str) -> Refusal:
+        self.refused[kind] += 1
+        return Refusal(verdict, reason)
 
     def release(self, ticket: Ticket) -> None:
         """Give back what `admit` took."""

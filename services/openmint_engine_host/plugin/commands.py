@@ -76,6 +76,8 @@ class Commands:
             "running": running,
             "waiting": admission.in_flight - running,
             "limit": admission.limit,
+            "admitted": admission.admitted,
+            "refused": dict(admission.refused),
             "list_version": admission.list_version,
             "list_hash": admission.list_hash(),
             "adapters": [

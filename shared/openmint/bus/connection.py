@@ -21,6 +21,7 @@ from openmint.bus.streams import stream_of
 from openmint.errors import BusUnavailable, OpenmintError, TooLarge
 from openmint.events import Command, Fact
 from openmint.settings import CommonSettings
+from openmint.tracing import trace_headers
 
 log = structlog.get_logger()
 
@@ -68,7 +69,7 @@ class Bus:
 
     async def publish_core(self, subject: str, model: BaseModel) -> None:
         """Publish without a stream: whoever listens now hears it. Raises: BusUnavailable, TooLarge."""
-        headers = cloud_event_headers(model, self.name) if isinstance(model, Fact) else None
+        headers = cloud_event_headers(model, self.name) if isinstance(model, Fact) else trace_headers() or None
         if not self.nc.is_connected:
             # Buffered, it would be told late, as if it were so then.
             raise BusUnavailable("the bus is not connected", retry_after_s=1.0)

@@ -78,10 +78,11 @@ class StageResult:
 
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
-    """One revision to attach; `label` is `tenant/policy` and only makes logs readable."""
+    """One revision to attach; `label` is `tenant/policy` and only makes logs readable, `traceparent` only traces."""
 
     digest: str
     label: str
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

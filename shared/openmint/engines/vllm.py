@@ -17,6 +17,7 @@ from openmint.engines.protocol import (
     StageResult,
 )
 from openmint.errors import EngineFailed, OpenmintError
+from openmint.tracing import trace_headers
 
 QUICK_TIMEOUT_S = 30.0
 EXAMINE_TIMEOUT_S = 60.0
@@ -90,7 +91,11 @@ class HostEngine:
     ) -> dict[str, Any]:
         try:
             answer = await self._http.request(
-                method, f"{self.control_url}/control/{name}", json=body, headers=self._headers, timeout=timeout_s
+                method,
+                f"{self.control_url}/control/{name}",
+                json=body,
+                headers={**self._headers, **trace_headers()},
+                timeout=timeout_s,
             )
             content = cast(dict[str, Any], answer.json())
         except (httpx.HTTPError, ValueError) as error:

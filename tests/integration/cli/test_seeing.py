@@ -145,7 +145,7 @@ async def test_who_is_no_operator_is_sent_to_the_gateway(shell: Shell, monkeypat
 
 async def test_a_trace_is_a_tree_with_milliseconds(shell: Shell, tmp_path: Path):
     tracing.start_tracing("gateway", CommonSettings(state_dir=tmp_path, traces_dir=tmp_path / "traces"))
-    with tracing.begin("gateway.request", request_id="r-1", policy="acme/tone"), tracing.begin("gateway.wait"):
+    with tracing.begin_trace("gateway.request", request_id="r-1", policy="acme/tone"), tracing.begin("gateway.wait"):
         tracing.begin("scheduler.load", engine="one").end("load_failed")
     tracing.stop_tracing()
     shown = (await shell.run("trace", "last")).stdout

@@ -42,7 +42,7 @@ def names(nodes: list[SpanNode]) -> list[str]:
 
 
 def test_while_it_is_off_nothing_is_made_and_opentelemetry_is_not_imported():
-    assert tracing.begin("gateway.request", policy="acme/support") is tracing.NO_SPAN
+    assert tracing.begin_trace("gateway.request", policy="acme/support") is tracing.NO_SPAN
     program = (
         "import sys; import openmint.tracing, openmint_gateway.app, openmint_scheduler.app; "
         "sys.exit(', '.join(name for name in sys.modules if name.startswith('opentelemetry.sdk')) or 0)"
@@ -53,7 +53,7 @@ def test_while_it_is_off_nothing_is_made_and_opentelemetry_is_not_imported():
 
 def test_while_it_is_off_a_context_from_outside_is_still_carried_on():
     request = load_request()
-    with tracing.within(CALLER), tracing.begin("gateway.request") as span:
+    with tracing.within(CALLER), tracing.begin_trace("gateway.request") as span:
         assert span.traceparent == CALLER
         assert command_headers(request, "test")["traceparent"] == CALLER
     assert "traceparent" not in command_headers(request, "test")
@@ -63,7 +63,7 @@ def test_off_costs_less_than_a_few_microseconds():
     count = 20_000
     began = time.perf_counter()
     for _ in range(count):
-        with tracing.begin("gateway.request", route="/v1/completions"):
+        with tracing.begin_trace("gateway.request", route="/v1/completions"):
             pass
     assert (time.perf_counter() - began) / count < 20e-6
 
@@ -75,7 +75,7 @@ async def test_spans_of_tasks_and_messages_form_one_tree(folder: Path):
             tracing.begin("scheduler.queue", started_ns=time.time_ns() - 5_000_000).end()
             span.note(engine="one")
 
-    with tracing.begin("gateway.request", parent=CALLER, request_id="r-1"):
+    with tracing.begin_trace("gateway.request", parent=CALLER, request_id="r-1"):
         with tracing.begin("gateway.wait"):
             await asyncio.create_task(load())
         tracing.begin("gateway.first_token").end()
@@ -93,11 +93,11 @@ async def test_spans_of_tasks_and_messages_form_one_tree(folder: Path):
 
 
 def test_a_load_that_another_request_began_is_shown_where_it_was_waited_for(folder: Path):
-    with tracing.begin("gateway.request", request_id="first"):
+    with tracing.begin_trace("gateway.request", request_id="first"):
         wait = tracing.begin("gateway.wait")
         tracing.begin("scheduler.load", parent=wait.traceparent).end()
         wait.end()
-    with tracing.begin("gateway.request", request_id="second"):
+    with tracing.begin_trace("gateway.request", request_id="second"):
         tracing.begin("gateway.wait", joined=wait.traceparent).end()
     tracing.stop_tracing()
     second = find_trace(folder, "second")
@@ -106,15 +106,21 @@ def test_a_load_that_another_request_began_is_shown_where_it_was_waited_for(fold
 
 
 def test_an_error_is_said_by_its_code_and_a_parent_that_is_no_traceparent_begins_a_trace(folder: Path):
-    with pytest.raises(LoadTimeout), tracing.begin("gateway.wait", parent="not one"):
+    with pytest.raises(LoadTimeout), tracing.begin_trace("gateway.wait", parent="not one"):
         raise LoadTimeout("too late")
     tracing.stop_tracing()
     (span,) = read_spans(folder)
     assert (span.error, span.parent) == ("load_timeout", None)
 
 
+def test_outside_of_a_trace_nothing_is_begun(folder: Path):
+    assert tracing.begin("scheduler.load") is tracing.NO_SPAN
+    tracing.stop_tracing()
+    assert list(read_spans(folder)) == []
+
+
 def test_a_caller_who_wants_no_trace_gets_none(folder: Path):
-    with tracing.begin("gateway.request", parent=CALLER[:-2] + "00") as span:
+    with tracing.begin_trace("gateway.request", parent=CALLER[:-2] + "00") as span:
         assert span.traceparent is not None
         assert span.traceparent.startswith(CALLER[:35])
     tracing.stop_tracing()
@@ -122,7 +128,7 @@ def test_a_caller_who_wants_no_trace_gets_none(folder: Path):
 
 
 def test_files_are_bounded_and_half_a_line_is_left_out(folder: Path, tmp_path: Path):
-    tracing.begin("gateway.request").end()
+    tracing.begin_trace("gateway.request").end()
     tracing.stop_tracing()
     (span,) = read_spans(folder)
     file = TraceFile(tmp_path / "small", "gateway", file_bytes=1000)
@@ -154,7 +160,7 @@ def test_spans_are_sent_to_a_collector_by_otlp(monkeypatch: pytest.MonkeyPatch, 
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     tracing.start_tracing("scheduler", CommonSettings(state_dir=tmp_path))
-    tracing.begin("scheduler.load", policy="acme/support").end()
+    tracing.begin_trace("scheduler.load", policy="acme/support").end()
     tracing.stop_tracing()
     server.shutdown()
     server.server_close()
