@@ -19,6 +19,7 @@ from openmint.engines.vllm import HostEngine
 from openmint.events import EngineHeartbeat, EngineLeft
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
+from openmint.tracing import start_tracing, stop_tracing
 from openmint_scheduler.conductor import EngineFactory
 from openmint_scheduler.settings import SchedulerSettings
 from openmint_scheduler.shell import BaseShell
@@ -120,11 +121,13 @@ async def run(make_settings: Callable[[], SchedulerSettings] = SchedulerSettings
     # A million names make a full collection take 0.1 s, in which nobody is answered; there are few cycles here.
     gc.set_threshold(50_000, 20, 100)
     configure_logging("scheduler", settings)
+    start_tracing("scheduler", settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await serve(settings, stop)
+    stop_tracing()
 
 
 def main() -> None:

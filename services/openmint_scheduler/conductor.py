@@ -15,6 +15,7 @@ from openmint.clock import Clock
 from openmint.engines.protocol import CommandStamp, Engine
 from openmint.errors import EngineFailed, OpenmintError, StaleEpoch
 from openmint_scheduler.core import LoaderScheduler
+from openmint_scheduler.load_traces import LoadTraces
 from openmint_scheduler.messages import (
     AnswerFailed,
     Attach,
@@ -79,6 +80,7 @@ class Conductor:
         note: Callable[[Noted], None],
         condemn: Callable[[Condemn], None] | None = None,
         time_limits: TimeLimits | None = None,
+        traces: LoadTraces | None = None,
     ) -> None:
         self.core = core
         self.epoch = epoch
@@ -90,6 +92,7 @@ class Conductor:
         self._note = note
         self._condemn = condemn or (lambda condemned: None)
         self._time_limits = time_limits or TimeLimits()
+        self._traces = traces or LoadTraces()
         self._engines: dict[str, tuple[str, Engine]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -168,10 +171,12 @@ class Conductor:
         name, boot_id, number = command.engine, command.boot_id, command.command
         match command:
             case Stage():
-                await engine.stage(stamp, command.digest)
+                with self._traces.staging(name, command.digest):
+                    await engine.stage(stamp, command.digest)
                 return StageDone(name, boot_id, number, command.digest)
             case Attach():
-                results = await engine.attach(stamp, list(command.requests))
+                with self._traces.attaching(name, command.requests) as requests:
+                    results = await engine.attach(stamp, requests)
                 return AttachDone(name, boot_id, number, tuple(results))
             case Remove():
                 removed = await engine.remove(stamp, command.adapter_name, command.timeout_s)

@@ -25,11 +25,13 @@ from openmint.clock import Clock
 from openmint.engines.scheduler_view import EVERY_LEADER, SchedulerQuery, query_subject
 from openmint.errors import CallerMistake, OpenmintError
 from openmint.events import AdapterCondemned, AliasMoved, Cause, EngineHeartbeat, EngineLeft, LoadFailed, LoadRequested
+from openmint.tracing import TRACEPARENT
 from openmint_scheduler import handlers, metrics
 from openmint_scheduler.conductor import Conductor, EngineFactory, TimeLimits
 from openmint_scheduler.core import LoaderScheduler
 from openmint_scheduler.leadership import Lead, try_to_lead
-from openmint_scheduler.messages import AnswerFailed, Condemn, Noted
+from openmint_scheduler.load_traces import LoadTraces
+from openmint_scheduler.messages import AnswerFailed, Condemn, InterestRenewed, LoadAsked, Noted
 from openmint_scheduler.settings import SchedulerSettings
 from openmint_scheduler.snapshot import snapshot
 
@@ -61,6 +63,7 @@ class BaseShell:
         self._owner = owner
         self._beats: dict[str, EngineHeartbeat] = {}
         self._answers: set[asyncio.Task[bool]] = set()
+        self._traces = LoadTraces()
 
     async def run(self) -> None:
         """Stand by and lead in turns, until cancelled."""
@@ -96,7 +99,7 @@ class BaseShell:
         limits = TimeLimits(self._settings.stage_timeout_s, self._settings.attach_timeout_s)
         conductor = Conductor(
             core, lead.epoch, self._clock, self._engine_factory, answer=self._answer, note=self._note,
-            condemn=self._tell_condemned, time_limits=limits,
+            condemn=self._tell_condemned, time_limits=limits, traces=self._traces,
         )  # fmt: skip
         log.info("leader.started", base=self.base, epoch=lead.epoch, owner=self._owner)
         metrics.LEADING.labels(self.base).set(1)
@@ -122,6 +125,7 @@ class BaseShell:
         finally:
             self.conductor = None
             await conductor.close()
+            self._traces.close()
             for part in parts:
                 part.cancel()
             outcomes = await asyncio.gather(*parts, return_exceptions=True)
@@ -169,6 +173,7 @@ class BaseShell:
         event = handlers.load_asked(request, self._clock.monotonic_s(), age_s)
         if event is not None:
             conductor.tell(event)
+            self._trace(conductor, event, message)
         await message.ack()
 
     async def _listen(self, conductor: Conductor) -> None:
@@ -182,6 +187,8 @@ class BaseShell:
                 log.warning("load.unreadable", subject=message.subject, detail=str(error)[:300])
                 return
             conductor.tell(event)
+            if isinstance(event, InterestRenewed):
+                self._trace(conductor, event, message)
 
         async def on_question(message: Msg) -> None:
             query = SchedulerQuery()
@@ -202,6 +209,12 @@ class BaseShell:
                 for subscription in (interest, *questions):
                     await subscription.unsubscribe()
 
+    def _trace(self, conductor: Conductor, event: LoadAsked | InterestRenewed, message: Msg) -> None:
+        """Follow the load that a traced request has just begun."""
+        load = conductor.core.state.loads.get(event.wanted.key)
+        if load is not None and message.headers:
+            self._traces.begin(event.wanted, load.load_class, message.headers.get(TRACEPARENT))
+
     def _on_alias_moved(self, fact: AliasMoved) -> None:
         age_s = (datetime.now(UTC) - fact.occurred_at).total_seconds()
         is_ours = fact.base == self.base and fact.alias in self._settings.prefetched
@@ -211,10 +224,12 @@ class BaseShell:
     async def _show(self, core: LoaderScheduler) -> None:
         while True:
             metrics.show_core(self.base, core)
+            self._traces.sweep(core.state.loads)
             await asyncio.sleep(GAUGES_EVERY_S)
 
     def _answer(self, answer: AnswerFailed) -> None:
         metrics.count_failure(self.base, answer)
+        self._traces.end(answer.wanted.key, answer.code)
         wanted = answer.wanted
         log.warning(
             "load.failed", base=self.base, pool=wanted.key.pool, revision=wanted.key.digest, policy=wanted.label,
@@ -253,4 +268,5 @@ class BaseShell:
 
     def _note(self, note: Noted) -> None:
         metrics.count_note(self.base, note)
+        self._traces.noted(note)
         log.info(note.happening, base=self.base, **note.fields)

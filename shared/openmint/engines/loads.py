@@ -33,6 +33,7 @@ from openmint.events import LoadFailed as LoadFailedFact
 from openmint.events import LoadRequested
 from openmint.events.serving import RELEASE_DEADLINE_S, SERVE_POOL, LoadClass
 from openmint.identifiers import new_id
+from openmint.tracing import begin, current_traceparent
 
 log = structlog.get_logger()
 
@@ -69,10 +70,12 @@ class LoadOrder:
 
 @dataclass(slots=True)
 class _SharedWait:
-    """Everybody in this process who waits for one load. `answer` resolves for all of them."""
+    """Everybody in this process who waits for one load. `answer` resolves for all of them; the load is part of the
+    trace of the first."""
 
     order: LoadOrder
     answer: asyncio.Future[Placement]
+    traceparent: str | None = None
     waiting: dict[int, tuple[LoadClass, float]] = field(default_factory=dict[int, tuple[LoadClass, float]])
     renewal: asyncio.Task[None] | None = None
 
@@ -136,11 +139,13 @@ class LoadWaiter:
         wait = self._waits.get(key)
         if wait is None or (ends_s is not None and wait.answer.done()):
             former = wait
-            wait = _SharedWait(order, asyncio.get_running_loop().create_future())
+            wait = _SharedWait(order, asyncio.get_running_loop().create_future(), current_traceparent.get())
             if former is not None:
                 wait.waiting |= former.waiting
             self._waits[key] = wait
             wait.renewal = asyncio.create_task(self._renew(key, wait))
+        elif ends_s is not None and wait.traceparent:
+            begin("load.joined", joined=wait.traceparent).end()
         self._tickets += 1
         ticket = self._tickets
         wait.waiting[ticket] = (order.load_class, float("inf") if ends_s is None else ends_s)
