@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from openmint import tracing
 from openmint.bus.connection import Bus
 from openmint.engines.loads import LoadOrder, LoadWaiter
 from openmint.engines.residency import Placement, ResidencyView
@@ -55,7 +56,8 @@ class Fleet:
             adapter_bytes=revision.adapter_bytes,
             pool=order.pool,
         )
-        return await self._waiter.ensure_resident(load, deadline_s)
+        with tracing.begin("gateway.wait", waits_for="load"):
+            return await self._waiter.ensure_resident(load, deadline_s)
 
     def engines(self) -> list[EngineSeen]:
         """All engines that are alive, by name."""
