@@ -185,9 +185,14 @@ class OpenmintStack:
 
         With `keep_staged` the prepared copies stay on the engines' machine, as a stock server's adapter folder does.
         """
-        wanted = None if policies is None else {self._digests[policy] for policy in policies}
-        leader = await self.snapshot()
-        stamp = CommandStamp(int(leader["epoch"]) if leader else 0, 0)
+        digests = None if policies is None else [self._digests[policy] for policy in policies]
+        await self.clear_digests(digests, keep_staged=keep_staged)
+
+    async def clear_digests(self, digests: Sequence[str] | None, *, keep_staged: bool = False) -> None:
+        """The same by digest."""
+        wanted = None if digests is None else set(digests)
+        # The leader's own epoch, so that it stays the leader, and a number that tells it of no command of its own.
+        stamp = CommandStamp(await self.epoch(), 0)
         for name, state in (await self.engine_states()).items():
             engine = self.host(name)
             try:
@@ -200,6 +205,11 @@ class OpenmintStack:
             finally:
                 await engine.close()
         await self._until(lambda: self._knows_none_of(wanted), "the scheduler's view of removals", SETTLE_TIMEOUT_S)
+
+    async def epoch(self) -> int:
+        """Of the scheduler that leads; 0 while nobody does."""
+        seen = await self.snapshot()
+        return 0 if seen is None else int(seen["epoch"])
 
     async def until_idle(self) -> None:
         """Wait until no load is under way and no sequence is running anywhere."""

@@ -1,0 +1,153 @@
+"""Waves of cold policies, one token each, ours beside stock vLLM: what a load costs the one who waits for it.
+
+One-token answers, so that decoding does not hide loading. Two kinds of cold: `staged`, where the prepared file lies on
+the engine's machine as the stock server's adapter folder does, and `stored`, where everything is still in the store.
+"""
+
+import asyncio
+import statistics
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from load.report import ReportBuilder
+from load.scenarios.contract import Options, Scenario
+
+if TYPE_CHECKING:
+    from load.waves.arena import Arena
+    from load.waves.recording import Recorder
+    from load.waves.wave import Wave
+
+PAIRS, QUICK_PAIRS = 15, 4
+ON_ONE_ENGINE, ON_TWO_ENGINES = 16, 64
+"""Distinct policies in a wave. 16 are as many sequences as one engine runs at once."""
+
+LOAD_BOUNDS = {"dense": 0.4, "experts": 0.2}
+"""What one more cold load adds, ours over stock."""
+
+COLD_OVER_WARM_ONE_ENGINE = 1.25
+COLD_OVER_WARM_TWO_ENGINES = 1.3
+
+Side = Callable[[int], Awaitable[None]]
+
+
+def run(options: Options, report: ReportBuilder) -> None:
+    """One engine with the dense base and with experts, then two engines with the dense base."""
+    asyncio.run(_run(options, report))
+
+
+async def _run(options: Options, report: ReportBuilder) -> None:
+    from load.waves.arena import Arena, dense_base, experts_base
+    from load.waves.recording import Recorder
+
+    pairs = QUICK_PAIRS if options.is_quick else PAIRS
+    recorder = Recorder(options.keep, "cold-wave", "Waves of cold policies, one token each")
+    kinds: list[tuple[str, Path]] = [("dense", dense_base())]
+    if options.is_quick:
+        report.note("experts are raced in full runs alone")
+    else:
+        kinds.append(("experts", experts_base()))
+    for kind, folder in kinds:
+        async with Arena(folder, engines=1) as arena:
+            await _one_engine(arena, kind, pairs, report, recorder)
+    async with Arena(dense_base(), engines=2) as arena:
+        await _two_engines(arena, pairs if not options.is_quick else 2, report, recorder)
+    recorder.close()
+
+
+async def _one_engine(arena: "Arena", kind: str, pairs: int, report: ReportBuilder, recorder: "Recorder") -> None:
+    from load.waves.wave import cold_then_warm
+
+    stored: list[Wave] = []
+    staged: list[Wave] = []
+    stock: list[Wave] = []
+
+    async def ours(number: int) -> None:
+        policies = await arena.fresh_policies(ON_ONE_ENGINE)
+        stored.append(await cold_then_warm(arena.ours, policies, number))
+        await arena.ours.clear(policies, keep_staged=True)
+        staged.append(await cold_then_warm(arena.ours, policies, number + 1000))
+        await arena.ours.clear(policies)
+
+    async def theirs(number: int) -> None:
+        policies = await arena.fresh_policies(ON_ONE_ENGINE)
+        stock.append(await cold_then_warm(arena.routed, policies, number))
+
+    await _warm_up(arena)
+    for number in range(pairs):
+        await _alternating(number, ours, theirs)
+        for variant, waves in (("openmint", stored), ("openmint, staged", staged), ("stock", stock)):
+            recorder.requests(waves[-1].cold, f"{kind}: {variant}", number, is_cold=True)
+            recorder.requests(waves[-1].warm, f"{kind}: {variant}", number, is_cold=False)
+
+    where = f"{kind}, {ON_ONE_ENGINE} on one engine"
+    _tell(f"{where}, stock", stock, report)
+    stock_ms = statistics.median(wave.load_ms for wave in stock)
+    for name, waves in (("staged", staged), ("stored", stored)):
+        _tell(f"{where}, {name}", waves, report)
+        ours_ms = statistics.median(wave.load_ms for wave in waves)
+        report.check_at_most(
+            f"{where}, {name}: one more load over stock's",
+            ours_ms / stock_ms if stock_ms > 0 else None,
+            LOAD_BOUNDS[kind],
+            f"{ours_ms:.2f} against {stock_ms:.2f} ms",
+        )
+        ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in waves)
+        report.check_at_most(f"{where}, {name}: cold over warm p95", ratio, COLD_OVER_WARM_ONE_ENGINE)
+    report.check_at_most(f"{where}: not answered", float(sum(w.faults for w in (*stored, *staged))), 0)
+
+
+async def _two_engines(arena: "Arena", pairs: int, report: ReportBuilder, recorder: "Recorder") -> None:
+    from load.waves.wave import cold_then_warm
+
+    ours_waves: list[Wave] = []
+    stock_waves: list[Wave] = []
+
+    async def ours(number: int) -> None:
+        policies = await arena.fresh_policies(ON_TWO_ENGINES)
+        ours_waves.append(await cold_then_warm(arena.ours, policies, number))
+        await arena.ours.clear(policies)
+
+    async def theirs(number: int) -> None:
+        policies = await arena.fresh_policies(ON_TWO_ENGINES)
+        stock_waves.append(await cold_then_warm(arena.routed, policies, number))
+
+    await _warm_up(arena)
+    for number in range(pairs):
+        await _alternating(number, ours, theirs)
+        for variant, waves in (("openmint", ours_waves), ("stock", stock_waves)):
+            recorder.requests(waves[-1].cold, f"two engines: {variant}", number, is_cold=True)
+            recorder.requests(waves[-1].warm, f"two engines: {variant}", number, is_cold=False)
+
+    where = f"dense, {ON_TWO_ENGINES} on two engines"
+    _tell(f"{where}, stored", ours_waves, report)
+    _tell(f"{where}, stock", stock_waves, report)
+    ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in ours_waves)
+    report.check_at_most(f"{where}, stored: cold over warm p95", ratio, COLD_OVER_WARM_TWO_ENGINES)
+    against = statistics.median(a.cold_p95_s / b.cold_p95_s for a, b in zip(ours_waves, stock_waves, strict=True))
+    report.check_at_most(f"{where}: cold p95 over stock's", against, 1.0)
+    report.check_at_most(f"{where}: not answered", float(sum(wave.faults for wave in ours_waves)), 0)
+
+
+async def _warm_up(arena: "Arena") -> None:
+    """The first requests of a process pay for imports and caches: nobody's load."""
+    from load.waves.wave import cold_then_warm
+
+    policies = await arena.fresh_policies(4)
+    for target in (arena.ours, arena.routed):
+        await cold_then_warm(target, policies, -1)
+    await arena.ours.clear()
+
+
+async def _alternating(number: int, ours: Side, theirs: Side) -> None:
+    for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):
+        await side(number)
+
+
+def _tell(where: str, waves: "list[Wave]", report: ReportBuilder) -> None:
+    report.measure(f"{where}: cold p95", "s", [wave.cold_p95_s for wave in waves])
+    report.measure(f"{where}: warm p95", "s", [wave.warm_p95_s for wave in waves])
+    report.measure(f"{where}: one more load", "ms", [wave.load_ms for wave in waves])
+
+
+COLD_WAVE = Scenario("cold-wave", "distinct cold policies at once, one token each, beside stock vLLM", run)
