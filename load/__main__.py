@@ -1,6 +1,7 @@
 """`python -m load list` and `python -m load <scenario> [--quick] [--seed N] [--json FILE]`; `--help` names the rest."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name, scenario in sorted(SCENARIOS.items()):
             print(f"{name:<16} {scenario.summary}")
         return 0
+    # Whoever ends a run by its time limit must not leave engines behind: the same clean-up as for Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     builder = ReportBuilder(given.scenario, given.quick, given.seed)
     SCENARIOS[given.scenario].run(Options(given.quick, given.seed, given.keep, given.only), builder)
     report = builder.build()
