@@ -1,6 +1,7 @@
-"""Suspect engines in virtual time: the same core and conductor over simulated engines, one adapter of which is poison."""
+"""Suspect engines in virtual time: the same core and conductor over simulated engines; one adapter is poison."""
 
 import asyncio
+import random
 from collections import Counter
 
 import pytest
@@ -27,9 +28,9 @@ class Ward:
     def __init__(self, engines=3, policies=6, restart_s=RESTART_S, poison=(POISON,)):
         self.clock = VirtualClock()
         self.engines = [
-            SimulatedEngine(f"e{n}", self.clock, capacity=8, timings=SimulatedTimings(restart_s=restart_s), tell=self.told)
+            SimulatedEngine(f"e{n}", self.clock, timings=SimulatedTimings(restart_s=restart_s), tell=self.told)
             for n in range(engines)
-        ]  # fmt: skip
+        ]
         for engine in self.engines:
             engine.faults.poisonous = {digest(number) for number in poison}
         self.policies = policies
@@ -223,3 +224,37 @@ def test_an_engine_that_stays_suspect_is_restarted_a_few_times_and_then_left_out
 @pytest.mark.parametrize("engines", [2, 5])
 def test_at_most_two_engines_are_restarted_however_many_there_are(engines):
     assert len(ward(engines=engines, policies=10).restarted()) <= 2
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed > 1)) for seed in range(10)])
+def test_among_other_faults_nobody_but_the_poison_is_condemned(seed):
+    """Engines die and come back, leaders change; the night is repeated by its seed."""
+
+    async def run():
+        chance = random.Random(seed)
+        night = Ward(engines=4, policies=12, restart_s=20.0)
+
+        async def trouble():
+            for _ in range(12):
+                await asyncio.sleep(chance.uniform(4.0, 12.0))
+                engine = chance.choice(night.engines)
+                if not engine.is_alive:
+                    continue
+                await engine.die(announced=chance.random() < 0.5)
+                await asyncio.sleep(chance.uniform(0.5, 6.0))
+                if not engine.is_alive:
+                    await engine.start()
+
+        troubling = asyncio.create_task(trouble())
+        changes = sorted(chance.uniform(5.0, 120.0) for _ in range(3))
+        await night.run(220.0, poison_at_s=chance.uniform(5.0, 40.0), new_leader_at_s=[at_s + 40.0 for at_s in changes])
+        await troubling
+        return night
+
+    night = run_virtually(run())
+    assert {condemned.digest for condemned in night.condemned} <= {digest(POISON)}
+    assert not any(code == "quarantined" for name, code in night.failed if name != digest(POISON))
+    suspected = {fields["revision"] for fields in night.happened("adapter.suspected")}
+    assert suspected <= {digest(POISON)}
+    assert all(night.answered[number] > 60 for number in range(1, night.policies))
+    assert not night.core.state.suspects.held or not night.condemned

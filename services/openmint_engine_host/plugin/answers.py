@@ -1,8 +1,8 @@
 """Watches what the engine answers: an answer that is not made of numbers makes the engine suspect.
 
 A NaN in one adapter's weights stays behind in the key-value cache and spoils neighbours and the base, while `/health`
-says 200. So from the first such answer on nothing more is admitted, and it is told who was in flight then. An adapter
-that has answered well in this boot is a victim, not the cause: bad weights never answer well.
+says 200. So from the first such answer on nothing more is admitted, and it is told who may be the cause: whoever gave
+that answer, and who was in flight with it and has not answered well in this boot (bad weights hardly ever do).
 """
 
 from collections import Counter
@@ -68,7 +68,7 @@ class AnswerWatch:
     def _suspect(self, name: str) -> None:
         adapters = list(self._admission.adapters())
         in_flight = [adapter for adapter in adapters if adapter.in_flight]
-        causes = [a for a in adapters if a.name == name and name not in self._proven]
+        causes = [adapter for adapter in adapters if adapter.name == name]
         causes += [a for a in in_flight if a.name != name and a.name not in self._proven]
         found = self._admission.find(name)
         who = found.name if found is not None else "the base"

@@ -59,13 +59,22 @@ def test_what_goes_wrong_after_the_first_sign_accuses_nobody_else(admission: Adm
     assert watch.suspicion.digests == (digest(2),)
 
 
-def test_a_proven_adapter_whose_answer_breaks_is_a_victim(admission: Admission):
+def test_who_breaks_first_is_suspected_even_if_it_answered_before(admission: Admission):
     watch = AnswerWatch(admission)
     watch.note(name(1), is_finite=True)
     in_flight(admission, 1)
     watch.note(name(1), is_finite=False)
     assert watch.suspicion is not None
-    assert watch.suspicion.digests == ()
+    assert watch.suspicion.digests == (digest(1),)
+
+
+def test_a_base_that_breaks_accuses_those_in_flight_that_are_not_proven(admission: Admission):
+    watch = AnswerWatch(admission)
+    watch.note(name(1), is_finite=True)
+    in_flight(admission, 1, 3)
+    watch.note("", is_finite=False)
+    assert watch.suspicion is not None
+    assert watch.suspicion.digests == (digest(3),)
 
 
 def test_an_examination_makes_nobody_suspect(admission: Admission):
