@@ -16,7 +16,7 @@ from openmint_scheduler.ordering import Ordering
 Phase = Literal["waiting", "staging", "staged", "attaching"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Load:
     """One load on its way. `engine` is set from `staging` on; `tries` counts what engines did wrong with it,
     `returns` how often it came back for whatever reason; a suspect was in a batch that an engine

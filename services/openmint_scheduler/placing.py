@@ -1,10 +1,12 @@
 """Which engine gets a load: when it comes, and when an engine opens while others wait."""
 
+from itertools import islice
+
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.load_queue import Load, LoadQueue
 from openmint_scheduler.looks import ask_look, is_look_old
 from openmint_scheduler.messages import Stage
-from openmint_scheduler.pool import Pool
+from openmint_scheduler.pool import LIKED, Pool
 from openmint_scheduler.state import SchedulerState
 
 MAX_MISSES = 16
@@ -27,7 +29,6 @@ def place_at_once(state: SchedulerState, load: Load, now_s: float) -> bool:
         return False
     state.queue(name).charge(load.wanted.tenant)
     assign(state, load, entry, now_s)
-    judge(state, entry, now_s)
     return True
 
 
@@ -46,7 +47,6 @@ def place_waiting(state: SchedulerState, name: str, queue: LoadQueue, now_s: flo
             missed.append(load)
             continue
         assign(state, load, entry, now_s)
-        judge(state, entry, now_s)
     for load in reversed(missed):
         queue.give_back(load, now_s)
     if queue:
@@ -76,7 +76,7 @@ def look_around(state: SchedulerState, pool: Pool, now_s: float) -> None:
 
 def judge(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
     """Is the engine open: may it be given one load more that has no copy on it?"""
-    is_open = entry.is_usable and len(entry.staging) < state.limits.max_staging and state.room.has_room(entry, now_s)
+    is_open = entry.is_usable and is_staging_free(state, entry) and state.room.has_room(entry, now_s)
     if is_open != entry.is_open:
         for name in entry.pools:
             state.pool(name).judge(entry, is_open)
@@ -91,16 +91,38 @@ def choose(state: SchedulerState, load: Load, pool: Pool, now_s: float) -> Engin
     for entry in state.ledger.with_copy(key.pool, key.digest):
         if entry not in found and entry.is_usable and state.room.has_room(entry, now_s):
             found.append(entry)
-    able = [entry for entry in found if load.wanted.rank <= entry.max_rank and key.digest not in entry.residents]
+    chosen = best_of(state, load, pool, found, now_s)
+    if chosen is None and len(pool.open) > len(found):
+        # Not one of those that it likes will do: any other that is open.
+        others = (entry for entry in pool.open.values() if entry not in found)
+        chosen = best_of(state, load, pool, list(islice(others, LIKED)), now_s)
+    return chosen
+
+
+def best_of(
+    state: SchedulerState, load: Load, pool: Pool, found: list[EngineEntry], now_s: float
+) -> EngineEntry | None:
+    """The engine of those found that the placement strategy likes most and that has room indeed."""
+    digest, rank = load.wanted.key.digest, load.wanted.rank
+    able = [entry for entry in found if rank <= entry.max_rank and digest not in entry.residents]
     if load.load_class == "prefetch":
         able = [entry for entry in able if state.room.has_idle_room(entry, now_s)]
     liked = [entry for entry in able if entry.engine not in load.avoid] if load.avoid else able
     if not liked and all(engine in load.avoid for engine in pool.engines):
         liked = able  # Every engine has failed it once; its tries are counted.
-    if not liked and not able and len(pool.open) > len(found):
-        # Not one of those that it likes will do: any other that is open.
-        liked = [e for e in pool.open.values() if load.wanted.rank <= e.max_rank and e.engine not in load.avoid][:1]
-    return state.choose_engine(key.digest, liked) if liked else None
+    while liked:
+        entry = state.choose_engine(digest, liked)
+        # Whether an open engine is still open is judged only here, when it matters.
+        if (digest in entry.staged or is_staging_free(state, entry)) and state.room.has_room(entry, now_s):
+            return entry
+        judge(state, entry, now_s)
+        liked.remove(entry)
+    return None
+
+
+def is_staging_free(state: SchedulerState, entry: EngineEntry) -> bool:
+    """True when the engine's machine may be given one more revision to fetch."""
+    return len(entry.staging) < state.limits.max_staging
 
 
 def is_on_its_way(state: SchedulerState, load: Load) -> bool:

@@ -30,10 +30,12 @@ def judge_touched(state: SchedulerState, now_s: float) -> None:
             continue
         if entry.assigned:
             fill(state, entry, now_s)
-        was_open = entry.is_open
-        judge(state, entry, now_s)
-        if entry.is_open and not was_open:
-            state.restless.update(entry.pools)
+        if not entry.is_open:
+            judge(state, entry, now_s)
+            if entry.is_open:
+                state.restless.update(entry.pools)
+        elif not entry.is_usable:
+            judge(state, entry, now_s)
 
 
 def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
@@ -45,8 +47,10 @@ def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
         try_again(state, load, f"{entry.engine} lost its staged copy", now_s, tries=1)
     if not ready or not entry.is_usable:
         return
-    ready.sort(key=lambda load: (CLASS_RANKS[load.load_class], load.deadline_s, load.wanted.key))
-    fits = min(max(0, entry.capacity - entry.occupied), state.limits.max_attach_batch)
+    if len(ready) > 1:
+        ready.sort(key=lambda load: (CLASS_RANKS[load.load_class], load.deadline_s, load.wanted.key))
+    occupied = entry.occupied
+    fits = min(max(0, entry.capacity - occupied), state.limits.max_attach_batch)
     if not entry.attaching and fits and now_s >= entry.paused_until_s:
         batch = next_batch(ready, fits)
         ready = [load for load in ready if load not in batch]
@@ -56,12 +60,13 @@ def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
         entry.attaching = tuple(load.wanted.key.digest for load in batch)
         requests = tuple(AttachRequest(load.wanted.key.digest, load.wanted.label) for load in batch)
         state.send(Attach(entry.engine, entry.boot_id, state.next_command(), requests))
-    shortage = entry.occupied + len(ready) - len(entry.removing) - entry.capacity
+        occupied = entry.occupied
+    shortage = occupied + len(ready) - len(entry.removing) - entry.capacity
     if shortage > 0 and is_look_old(state, entry, now_s):
         ask_look(state, entry, now_s)
     elif shortage > 0:
         make_room(state, entry, shortage, now_s)
-    if entry.occupied >= entry.capacity and not entry.removing and not entry.attaching:
+    if occupied >= entry.capacity and not entry.removing and not entry.attaching:
         for load in [load for load in ready if now_s - load.since_s > state.limits.stuck_s]:
             try_again(state, load, f"no room on {entry.engine}", now_s, tries=0)
 
