@@ -9,11 +9,11 @@ import random
 from collections import Counter
 
 import pytest
+from tests.simulation.checked_core import CheckedCore
 
 from openmint.engines.simulated import SimulatedEngine, SimulatedTimings
 from openmint.virtual_time import VirtualClock, run_virtually
 from openmint_scheduler.conductor import Conductor, TimeLimits
-from openmint_scheduler.core import LoaderScheduler
 from openmint_scheduler.handlers import engine_beat, engine_gone
 from openmint_scheduler.limits import Limits
 from openmint_scheduler.messages import (
@@ -23,7 +23,6 @@ from openmint_scheduler.messages import (
     InterestRenewed,
     LoadAsked,
     LoadKey,
-    Remove,
     Wanted,
 )
 
@@ -42,38 +41,6 @@ LATE_S = 1.0
 
 def digest(number):
     return f"sha256:{number:064x}"
-
-
-class CheckedCore(LoaderScheduler):
-    """A core that looks at itself after each event."""
-
-    def handle(self, event, now_s):
-        held_before = set(self.state.interest.keys())
-        commands = super().handle(event, now_s)
-        state = self.state
-        for pool, queue in state.queues.items():
-            under_way = sum(load.phase != "waiting" or key in state.resting for key, load in state.loads.items())
-            waiting = [load for key, load in state.loads.items()
-                       if key.pool == pool and load.phase == "waiting" and key not in state.resting]  # fmt: skip
-            assert len(queue) == len(waiting), "a load waits and is in no queue, or the other way round"
-            assert len(queue) <= state.limits.max_waiting + under_way, "the queue is not bounded"
-        placed = Counter(key for entry in state.ledger.engines.values() for key in entry.assigned.values())
-        assert all(count == 1 for count in placed.values()), "one load on two engines"
-        for key, load in state.loads.items():
-            if load.phase == "waiting":
-                assert not load.engine and key not in placed
-            else:
-                assert state.ledger.engines[load.engine].assigned[key.digest] == key
-        for entry in state.ledger.engines.values():
-            assert entry.occupied <= entry.capacity, "an engine was promised more than it holds"
-            assert len(entry.staging) <= state.limits.max_staging
-        for command in commands:
-            if isinstance(command, Remove):
-                entry = state.ledger.engines[command.engine]
-                assert entry.residents[command.digest].in_flight == 0, "evicted in flight"
-                leased = {LoadKey(pool, command.digest) for pool in entry.pools} & held_before
-                assert not any(state.interest.is_held(key) for key in leased), "evicted under a lease"
-        return commands
 
 
 class Night:
