@@ -15,12 +15,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 OURS = "openmint"
 
 
+def group_of(variant: str) -> str:
+    """Of `dense: stock`, `dense`; empty when all are in one group."""
+    return variant.rpartition(": ")[0]
+
+
+def system_of(variant: str) -> str:
+    """Of `dense: stock`, `stock`."""
+    return variant.rpartition(": ")[2]
+
+
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     t: float = 0.0
     variant: str = OURS
-    """Which system this is about: ours, or one of its peers."""
+    """Which system this is about: ours, or one of its peers. `dense: stock` is drawn beside other `dense: …`."""
 
 
 class RunEvent(_Event):

@@ -10,12 +10,14 @@ from load.plots.events import LoadEvent, RequestEvent, RunEvent
 from openmint.trace_files import SpanRecord, read_spans
 
 
-def events_of(spans: Iterable[SpanRecord]) -> list[RunEvent | RequestEvent | LoadEvent]:
-    """Every traced load and request, in the order of their beginnings; zero is the earliest span."""
+def events_of(
+    spans: Iterable[SpanRecord], zero_epoch_s: float | None = None
+) -> list[RunEvent | RequestEvent | LoadEvent]:
+    """Every traced load and request, in the order of their beginnings; zero is the earliest span, unless given."""
     every = sorted(spans, key=lambda span: span.started_ns)
     if not every:
         return []
-    zero_ns = every[0].started_ns
+    zero_ns = every[0].started_ns if zero_epoch_s is None else int(zero_epoch_s * 1e9)
     inside: dict[str, list[SpanRecord]] = {}
     for span in every:
         inside.setdefault(span.parent or "", []).append(span)
@@ -68,7 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the events; exit code 0."""
     parser = argparse.ArgumentParser(prog="python -m load.plots.from_traces", description="Traces as events of a run")
     parser.add_argument("folder", type=Path, help="where a stack kept its traces")
-    for event in events_of(read_spans(parser.parse_args(arguments).folder)):
+    parser.add_argument("--zero", type=float, help="the run's zero, in seconds since the Unix epoch")
+    parser.add_argument("--loads", action="store_true", help="only the loads: the run's clients recorded its requests")
+    given = parser.parse_args(arguments)
+    for event in events_of(read_spans(given.folder), given.zero):
+        if given.loads and not isinstance(event, LoadEvent):
+            continue
         print(event.model_dump_json())
     return 0
 

@@ -9,8 +9,17 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator
 
-from load.plots.events import OURS, DepthEvent, LoadEvent, MarkEvent, Recording
-from load.plots.lanes import EngineLanes, lanes_of, shares_up_to, staircases, waiting_over_time
+from load.plots.events import (
+    OURS,
+    DepthEvent,
+    LoadEvent,
+    MarkEvent,
+    Recording,
+    RequestEvent,
+    group_of,
+    system_of,
+)
+from load.plots.lanes import EngineLanes, Staircase, lanes_of, shares_up_to, staircases, waiting_over_time
 
 PHASE_COLOURS = {"queue": "#cfd4da", "stage": "#4c8dd6", "staged": "#bcd7f2", "attach": "#e4572e"}
 VARIANT_COLOURS = ("#e4572e", "#2e5077", "#3a9d6e", "#a06cd5", "#c98a00", "#555555")
@@ -51,12 +60,15 @@ def _title(recording: Recording) -> str:
 def _variants(recording: Recording) -> list[str]:
     """Ours first."""
     found = {event.variant for event in (*recording.requests, *recording.loads, *recording.depths)}
-    return sorted(found, key=lambda variant: (variant != OURS, variant))
+    return sorted(found, key=lambda variant: (group_of(variant), not system_of(variant).startswith(OURS), variant))
 
 
 def _colours(recording: Recording) -> dict[str, str]:
+    """A colour for each variant; the same system has the same one in all groups."""
+    systems = list(dict.fromkeys(map(system_of, _variants(recording))))
     return {
-        variant: VARIANT_COLOURS[place % len(VARIANT_COLOURS)] for place, variant in enumerate(_variants(recording))
+        variant: VARIANT_COLOURS[systems.index(system_of(variant)) % len(VARIANT_COLOURS)]
+        for variant in _variants(recording)
     }
 
 
@@ -137,19 +149,27 @@ def _depth_panel(
 
 
 def _ttfts(recording: Recording) -> list[tuple[float, Panel]]:
-    groups: dict[tuple[str, str, bool], list[float]] = {}
+    groups: dict[str, list[RequestEvent]] = {}
     for request in recording.requests:
-        if request.ttft_s is not None:
-            groups.setdefault((request.variant, request.load_class, request.is_cold), []).append(request.ttft_s)
-    if not groups:
-        return []
+        groups.setdefault(group_of(request.variant), []).append(request)
     colours = _colours(recording)
+    return [
+        (3.0, _ttft_panel(group, requests, colours))
+        for group, requests in sorted(groups.items())
+        if any(request.ttft_s is not None for request in requests)
+    ]
 
+
+def _ttft_panel(group: str, requests: list[RequestEvent], colours: dict[str, str]) -> Panel:
     def draw(axes: Axes) -> None:
-        classes = sorted({(load_class, is_cold) for _, load_class, is_cold in groups}, key=lambda key: (key[1], key[0]))
-        for (variant, load_class, is_cold), times in sorted(groups.items()):
+        kinds: dict[tuple[str, str, bool], list[float]] = {}
+        for request in requests:
+            if request.ttft_s is not None:
+                kinds.setdefault((request.variant, request.load_class, request.is_cold), []).append(request.ttft_s)
+        classes = sorted({(load_class, is_cold) for _, load_class, is_cold in kinds}, key=lambda key: (key[1], key[0]))
+        for (variant, load_class, is_cold), times in sorted(kinds.items()):
             line = LINES[classes.index((load_class, is_cold)) % len(LINES)]
-            label = f"{variant}, {load_class}, {'cold' if is_cold else 'warm'} ({len(times)})"
+            label = f"{system_of(variant)}, {load_class}, {'cold' if is_cold else 'warm'} ({len(times)})"
             axes.step(*shares_up_to(times), where="post", label=label, color=colours[variant], linestyle=line)
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
@@ -158,36 +178,44 @@ def _ttfts(recording: Recording) -> list[tuple[float, Panel]]:
         axes.set_ylim(0, 101)
         axes.set_ylabel("% answered by then")
         axes.set_xlabel("seconds to the first token")
-        lost = sum(request.outcome != "answered" for request in recording.requests)
-        axes.set_title(f"time to first token ({lost} requests refused or failed)", loc="left", fontsize=10)
+        lost = sum(request.outcome != "answered" for request in requests)
+        title = f"time to first token ({lost} of {len(requests)} requests refused or failed)"
+        axes.set_title(_titled(group, title), loc="left", fontsize=10)
         axes.grid(alpha=0.3, which="both")
         axes.legend(loc="lower right", fontsize=8)
 
-    return [(3.0, draw)]
+    return draw
 
 
 def _staircases(recording: Recording) -> list[tuple[float, Panel]]:
-    found = staircases(recording.requests)
-    if not found:
-        return []
+    groups: dict[str, list[Staircase]] = {}
+    for stairs in staircases(recording.requests):
+        groups.setdefault(group_of(stairs.variant), []).append(stairs)
     colours = _colours(recording)
+    return [(3.0, _staircase_panel(group, found, colours)) for group, found in sorted(groups.items())]
 
+
+def _staircase_panel(group: str, found: list[Staircase], colours: dict[str, str]) -> Panel:
     def draw(axes: Axes) -> None:
         for stairs in found:
             for wave in stairs.waves:
                 axes.step(range(1, len(wave) + 1), wave, where="mid", color=colours[stairs.variant], alpha=0.25)
             axes.step(
                 range(1, len(stairs.median) + 1), stairs.median, where="mid", color=colours[stairs.variant],
-                linewidth=2.0, label=f"{stairs.variant}, median of {len(stairs.waves)} waves",
+                linewidth=2.0, label=f"{system_of(stairs.variant)}, median of {len(stairs.waves)} waves",
             )  # fmt: skip
         axes.set_ylim(bottom=0)
         axes.set_xlabel("cold request of its wave, in the order of their first tokens")
         axes.set_ylabel("seconds to the first token")
-        axes.set_title("cold waves: what each further policy waits", loc="left", fontsize=10)
+        axes.set_title(_titled(group, "cold waves: what each further policy waits"), loc="left", fontsize=10)
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left", fontsize=8)
 
-    return [(3.0, draw)]
+    return draw
+
+
+def _titled(group: str, title: str) -> str:
+    return f"{group}: {title}" if group else title
 
 
 def _mark(axes: Axes, recording: Recording) -> None:

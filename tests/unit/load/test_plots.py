@@ -4,7 +4,16 @@ from pathlib import Path
 import pytest
 
 from load.plots.__main__ import main
-from load.plots.events import DepthEvent, EventWriter, LoadEvent, MarkEvent, RequestEvent, RunEvent, read_recording
+from load.plots.events import (
+    DepthEvent,
+    EventWriter,
+    LoadEvent,
+    MarkEvent,
+    RequestEvent,
+    RunEvent,
+    group_of,
+    read_recording,
+)
 from load.plots.from_traces import events_of
 from load.plots.lanes import bars_of, lanes_of, staircases, waiting_over_time
 from openmint.trace_files import SpanRecord
@@ -52,6 +61,16 @@ def test_what_cannot_be_drawn_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     empty.write_text('{"event": "load", "t": "soon"}\n')
     assert main([str(empty), "-o", str(tmp_path / "x.png")]) == 2
     assert "empty.jsonl:1" in capsys.readouterr().err
+
+
+def test_variants_of_two_groups_are_drawn_apart(tmp_path: Path):
+    path, out = tmp_path / "run.jsonl", tmp_path / "page.svg"
+    with EventWriter(path) as events:
+        for variant in ("dense: openmint", "dense: stock", "experts: openmint"):
+            for place in range(3):
+                events.write(RequestEvent(ttft_s=0.1 * place + 0.1, is_cold=True, variant=variant))
+    assert main([str(path), "-o", str(out)]) == 0
+    assert {"dense", "experts"} == {group_of(request.variant) for request in read_recording([path]).requests}
 
 
 def test_loads_that_overlap_lie_in_lanes_of_their_own():
