@@ -21,6 +21,7 @@ from load.many_policies.plan import (
     ENGINES,
     PAUSE_AFTER_REFUSAL_S,
     POLICIES,
+    SETTINGS,
     SWITCHES,
     TENANTS,
     Contender,
@@ -144,7 +145,7 @@ class Field:
         if self._ours is not None and self._without == without:
             return self._ours
         await self._close_ours()
-        env = SWITCHES[without] if without else {}
+        env = SETTINGS | (SWITCHES[without] if without else {})
         ours = OpenmintStack(self._base_folder, ENGINES, self._limits, tenants=TENANTS, env=env)
         await ours.__aenter__()
         self._ours, self._without = ours, without

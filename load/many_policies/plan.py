@@ -21,7 +21,22 @@ PEERS: tuple[Rule, ...] = ("round-robin", "hash", "loaded")
 CAPS = (40, 80, 120)
 """Requests in flight over both engines. 32 run at once; 80 was the best of an earlier search."""
 
-SWITCHES: dict[str, dict[str, str]] = {}
+DEADLINE_S = 10.0
+"""The longest wait for a first token that ours is told of: the longer of the two bounds."""
+
+SETTINGS = {"OPENMINT_WAIT_DEADLINE_S": f"{DEADLINE_S:g}"}
+
+SWITCHES: dict[str, dict[str, str]] = {
+    "early-verdict": {"OPENMINT_EARLY_VERDICT": "false"},
+    "grouping": {"OPENMINT_COHERENT_ADAPTERS": "0"},
+    "adapter-turns": {"OPENMINT_ADAPTER_TURNS": "false"},
+    "deadline-order": {"OPENMINT_DEADLINE_ORDER": "false"},
+    "warm-placement": {"OPENMINT_PLACEMENT": "least_busy"},
+    "costed-eviction": {"OPENMINT_EVICTION": "longest_unused"},
+    "fair-loads": {"OPENMINT_ORDERING": "arrival"},
+    "copies": {"OPENMINT_REPLICATES": "false"},
+    "load-budget": {"OPENMINT_ATTACH_SHARE": "1"},
+}
 """Parts of ours that are switched off in turn, each by settings of the services."""
 
 
