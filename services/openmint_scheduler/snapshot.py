@@ -56,6 +56,7 @@ def _engine(entry: EngineEntry, now_s: float, listed: int) -> dict[str, Any]:
         "staging": len(entry.staging),
         "attaching": len(entry.attaching),
         "running": entry.running,
+        "max_running": entry.max_running,
         "waiting": entry.waiting,
     }
 

@@ -44,12 +44,15 @@ def engine_values(view: FleetView) -> object:
 
 
 def _row(engine: "EngineSeen") -> tuple[object, ...]:
-    of = "" if engine.capacity is None else f"/{engine.capacity}"
     loads = None if engine.staging is None else engine.staging + (engine.attaching or 0)
     condition = engine.condition
     if engine.is_usable is False and condition == "ready":
         condition = "ready, not looked at yet"
     return (
-        engine.engine, engine.base, " ".join(engine.pools), condition, f"{engine.resident_count}{of}",
-        engine.staged_count, engine.running, engine.waiting, loads, seconds(engine.seen_ago_s),
+        engine.engine, engine.base, " ".join(engine.pools), condition, _of(engine.resident_count, engine.capacity),
+        engine.staged_count, _of(engine.running, engine.max_running), engine.waiting, loads, seconds(engine.seen_ago_s),
     )  # fmt: skip
+
+
+def _of(count: int | None, most: int | None) -> str | None:
+    return None if count is None else str(count) if most is None else f"{count}/{most}"

@@ -70,6 +70,7 @@ class EngineSeen(_Seen):
     staging: int | None = None
     attaching: int | None = None
     running: int | None = None
+    max_running: int | None = None
     waiting: int | None = None
 
 
@@ -158,6 +159,7 @@ def _of_heartbeat(beat: EngineHeartbeat) -> EngineSeen:
         resident_count=beat.residents,
         staged_count=beat.staged,
         running=beat.running,
+        max_running=beat.max_running or None,
         waiting=beat.waiting,
     )
 
