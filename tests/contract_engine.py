@@ -48,6 +48,7 @@ class ContractEngine:
     runner: web.AppRunner | None = None
     is_full: bool = False
     refusal: str | None = None
+    max_running: int = 0
 
     async def start(self) -> "ContractEngine":
         app = web.Application(client_max_size=2**24)
@@ -78,6 +79,7 @@ class ContractEngine:
             max_rank=64,
             list_version=self.sequence,
             list_hash=str(self.sequence),
+            max_running=self.max_running,
         )
 
     async def hold(self, bus: Bus, digest: str) -> str:

@@ -35,10 +35,12 @@ from openmint_gateway.control.parts import ControlParts
 from openmint_gateway.dispatcher import Dispatcher
 from openmint_gateway.engine_client import AiohttpEngineClient
 from openmint_gateway.fleet import Fleet
+from openmint_gateway.forecast import Bounds
 from openmint_gateway.handlers import subscribe
 from openmint_gateway.hot_path import HotPath
 from openmint_gateway.intake import SERVICE, Intake, IntakeLimits
 from openmint_gateway.key_ring import KeyRing
+from openmint_gateway.line import LineRules
 from openmint_gateway.metrics import GatewayMetrics
 from openmint_gateway.model_list import ModelList
 from openmint_gateway.openapi import make_openapi
@@ -72,8 +74,8 @@ async def gateway_app(settings: GatewaySettings) -> AsyncGenerator[AsgiApp]:
         fleet = await _start_fleet(settings, bus, stack)
         client = AiohttpEngineClient(silence_deadline_s=settings.silence_deadline_s)
         stack.push_async_callback(client.close)
-        room = WaitingRoom(settings.waiting_per_tenant, settings.waiting_in_all)
-        metrics.waiting.set_function(lambda: room.total)
+        room = WaitingRoom(_line_rules(settings), fleet, clock, settings.tenant_weights)
+        metrics.watch(room)
         metrics.names.set_function(lambda: resolver.known)
         pepper = _pepper(settings)
         keys, bases = KeyRing(catalog, clock, pepper), BaseModels(catalog, clock)
@@ -96,12 +98,11 @@ async def gateway_app(settings: GatewaySettings) -> AsyncGenerator[AsgiApp]:
             models=ModelList(catalog, bases, resolver),
             dispatcher=Dispatcher(
                 fleet,
-                fleet,
                 room,
                 client,
                 clock,
                 engine_key=settings.engine_key.get_secret_value(),
-                wait_deadline_s=settings.wait_deadline_s,
+                longest_wait_s=settings.wait_deadline_s,
             ),
             salts=CacheSalts(pepper),
             usage=usage,
@@ -154,6 +155,20 @@ async def serve(settings: GatewaySettings) -> None:
             log.info("gateway.started", host=settings.host, port=listener.getsockname()[1])
             await server.serve(sockets=[listener])
     log.info("gateway.stopped")
+
+
+def _line_rules(settings: GatewaySettings) -> LineRules:
+    return LineRules(
+        margin=settings.engine_margin,
+        coherent_adapters=settings.coherent_adapters,
+        adapter_turns=settings.adapter_turns,
+        deadline_order=settings.deadline_order,
+        bounds=Bounds(
+            per_tenant=settings.waiting_per_tenant,
+            in_all=settings.waiting_in_all,
+            is_verdict_early=settings.early_verdict,
+        ),
+    )
 
 
 async def _start_fleet(settings: GatewaySettings, bus: Bus, stack: contextlib.AsyncExitStack) -> Fleet:

@@ -1,11 +1,10 @@
-"""One request's way to an engine: choose, load, wait, ask, and be sent back, until an engine answers with the right
+"""One request's way to an engine: a verdict, a load, a turn, and asking, until an engine answers with the right
 revision or the deadline passes. No byte has gone to the caller while this runs, so all of it may be tried again.
 """
 
 import asyncio
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
@@ -19,7 +18,7 @@ from openmint.errors import BadRequest, EngineFailed, NoEngine, Overloaded
 from openmint.identifiers import new_id
 from openmint_gateway.engine_client import EngineAnswer, EngineClient, EngineUnreachable
 from openmint_gateway.problems import JsonObject
-from openmint_gateway.waiting_room import BUSY_RETRY_AFTER_S, WaitingRoom
+from openmint_gateway.waiting_room import LATE_RETRY_AFTER_S, Seat, WaitingRoom
 
 log = structlog.get_logger()
 
@@ -50,7 +49,11 @@ class Order:
     revision: Resolution | None
     path: str
     body: JsonObject
-    cost: int
+    cost: float
+    """Work that it may be to an engine, in generated tokens."""
+    sequences: int = 1
+    wait_s: float | None = None
+    """How long it waits for its first token, if the caller said so."""
 
     @property
     def expected_revision(self) -> str:
@@ -69,18 +72,6 @@ class Journey:
     was_cold: bool = False
 
 
-class Placements(Protocol):
-    """Where revisions are, from memory: an engine is never asked."""
-
-    def engines_with(self, base: str, pool: str, digest: str) -> list[Placement]:
-        """The engines on which the revision is resident."""
-        ...
-
-    def engines_of(self, base: str, pool: str) -> list[Placement]:
-        """All engines that are ready, under the base's own model name."""
-        ...
-
-
 class Loads(Protocol):
     """Cold loads."""
 
@@ -89,41 +80,32 @@ class Loads(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class OutstandingWork:
-    """Tokens that this process may still be owed by each engine."""
-
-    tokens: dict[str, int] = field(default_factory=dict[str, int])
-
-    def add(self, engine: str, cost: int) -> None:
-        """Work that was sent; a negative cost takes it away again."""
-        left = self.tokens.get(engine, 0) + cost
-        if left > 0:
-            self.tokens[engine] = left
-        else:
-            self.tokens.pop(engine, None)
-
-    def least(self, placements: list[Placement]) -> Placement:
-        """The engine with the least; by name among equals."""
-        return min(placements, key=lambda place: (self.tokens.get(place.engine, 0), place.engine))
-
-
 class Dispatched:
     """An answer under way. Close it, whatever happens: the engine stops and its room goes to the next."""
 
-    def __init__(self, answer: EngineAnswer, placement: Placement, cost: int, dispatcher: "Dispatcher") -> None:
+    __slots__ = ("_has_started", "_is_whole", "_seat", "answer", "placement")
+
+    def __init__(self, answer: EngineAnswer, placement: Placement, seat: Seat) -> None:
         self.answer = answer
         self.placement = placement
-        self._cost = cost
-        self._dispatcher = dispatcher
-        self._is_closed = False
+        self._seat = seat
+        self._has_started = False
+        self._is_whole = False
+
+    def started(self) -> None:
+        """Its first token is here."""
+        if not self._has_started:
+            self._has_started = True
+            self._seat.started()
+
+    def ended(self) -> None:
+        """The engine has said all of it."""
+        self._is_whole = True
 
     def close(self) -> None:
         """Stop the engine's work on it, if there is any left."""
-        if not self._is_closed:
-            self._is_closed = True
-            self.answer.close()
-            self._dispatcher.ended(self.placement.engine, self._cost)
+        self.answer.close()
+        self._seat.leave(is_whole=self._is_whole)
 
 
 class Dispatcher:
@@ -131,156 +113,136 @@ class Dispatcher:
 
     def __init__(
         self,
-        placements: Placements,
         loads: Loads,
         room: WaitingRoom,
         client: EngineClient,
         clock: Clock,
         *,
         engine_key: str,
-        wait_deadline_s: float,
+        longest_wait_s: float,
     ) -> None:
-        self._placements = placements
         self._loads = loads
         self._room = room
         self._client = client
         self._clock = clock
-        self._engine_key = engine_key
-        self._wait_deadline_s = wait_deadline_s
-        self.work = OutstandingWork()
+        self._longest_wait_s = longest_wait_s
+        self._headers_of_all = {
+            "authorization": f"Bearer {engine_key}",
+            "content-type": "application/json",
+            # Compression would hold events back.
+            "accept-encoding": "identity",
+        }
 
     async def send(self, order: Order, journey: Journey) -> Dispatched:
         """The engine's answer, its head checked: status 200 and the revision that was asked for.
 
-        Raises: LoadTimeout, LoadFailed, Overloaded, NoEngine, EngineFailed, RefusedByEngine.
+        Raises: QueueFull and WaitTooLong at once; LoadTimeout, LoadFailed, Overloaded, NoEngine, EngineFailed,
+        RefusedByEngine.
         """
-        deadline_s = self._clock.monotonic_s() + self._wait_deadline_s
-        avoided: set[tuple[str, str]] = set()
+        wait_s = self._longest_wait_s if order.wait_s is None else min(order.wait_s, self._longest_wait_s)
+        deadline_s = self._clock.monotonic_s() + wait_s
+        seat = self._room.seat(
+            tenant=order.tenant,
+            base=order.base,
+            pool=order.pool,
+            adapter="" if order.revision is None else order.revision.digest,
+            cost=order.cost,
+            sequences=order.sequences,
+            deadline_s=deadline_s,
+        )
+        try:
+            return await self._carry(order, journey, seat)
+        except BaseException:
+            seat.leave()
+            raise
+
+    async def _carry(self, order: Order, journey: Journey, seat: Seat) -> Dispatched:
+        may_go = seat.arrive()
         lost = 0
-        async with AsyncExitStack() as seat:
-            is_seated = False
-            was_sent_back = False
-            while True:
-                placement = self._choose(order, avoided)
-                must_queue = placement is not None and (was_sent_back or self._room.is_contended(placement.engine))
-                if (placement is None or must_queue) and not is_seated:
-                    await seat.enter_async_context(self._room.seat(order.tenant))
-                    is_seated = True
-                if placement is None:
-                    avoided.clear()
-                    placement = await self._load(order, journey, deadline_s)
-                elif must_queue:
-                    await self._queue(order, journey, placement, deadline_s, first=was_sent_back)
-                was_sent_back = False
-                try:
-                    dispatched = await self._ask(order, placement)
-                except EngineUnreachable:
-                    avoided.add((placement.engine, placement.adapter_name))
-                    self._check_deadline(order, deadline_s)
-                    await asyncio.sleep(UNREACHABLE_PAUSE_S)
-                    continue
-                except _Lost as error:
-                    if lost >= LOST_ASKED_AGAIN:
-                        raise EngineFailed(error.detail) from error
-                    lost += 1
-                    avoided.add((placement.engine, placement.adapter_name))
-                    continue
-                except _SentBack as verdict:
-                    journey.sent_back += 1
-                    self._check_deadline(order, deadline_s)
-                    if verdict.is_absent:
-                        avoided.add((placement.engine, placement.adapter_name))
-                        await asyncio.sleep(UNREACHABLE_PAUSE_S)
-                    else:
-                        was_sent_back = True
-                    continue
+        while True:
+            placement = await self._find(order, journey, seat, may_go=may_go)
+            try:
+                answer = await self._ask(order, placement)
+            except EngineUnreachable:
+                may_go = await self._elsewhere(seat, placement)
+            except _Lost as error:
+                if lost >= LOST_ASKED_AGAIN:
+                    raise EngineFailed(error.detail) from error
+                lost += 1
+                may_go = seat.sent_back(placement, is_busy=False)
+            except _SentBack as verdict:
+                journey.sent_back += 1
+                if verdict.is_absent:
+                    may_go = await self._elsewhere(seat, placement)
+                else:
+                    may_go = seat.sent_back(placement, is_busy=True)
+            else:
+                seat.accepted()
                 journey.engine = placement.engine
-                self._room.wake(placement.engine)  # There was room for this one; perhaps for the next too.
-                return dispatched
+                return Dispatched(answer, placement, seat)
 
-    def ended(self, engine: str, cost: int) -> None:
-        """A request has left the engine."""
-        self.work.add(engine, -cost)
-        self._room.wake(engine)
+    async def _find(self, order: Order, journey: Journey, seat: Seat, *, may_go: bool) -> Placement:
+        """Where it goes now: after a load and a turn, if need be."""
+        while True:
+            if may_go:
+                placement = seat.placement()
+                if placement is not None:
+                    return placement
+                may_go = seat.sent_back(None, is_busy=False)
+                continue
+            started_s = self._clock.monotonic_s()
+            if started_s >= seat.request.deadline_s:
+                raise self._too_late(order, seat)
+            if not seat.is_loading:
+                try:
+                    await seat.turn()
+                finally:
+                    journey.queue_ms += (self._clock.monotonic_s() - started_s) * 1000
+                may_go = not seat.is_loading
+            elif order.revision is None:
+                # There is no load to wait for: ask again those that are known, until the feed drops them.
+                if not self._room.has_engine(order.base, order.pool):
+                    raise NoEngine(f"no engine serves base model {order.base} now", retry_after_s=5.0)
+                may_go = seat.resident()
+            else:
+                journey.was_cold = True
+                try:
+                    await self._loads.ensure_resident(order, seat.request.deadline_s - started_s)
+                finally:
+                    journey.load_ms += (self._clock.monotonic_s() - started_s) * 1000
+                may_go = seat.resident()
 
-    def _choose(self, order: Order, avoided: set[tuple[str, str]]) -> Placement | None:
-        if order.revision is None:
-            found = self._placements.engines_of(order.base, order.pool)
-        else:
-            found = self._placements.engines_with(order.base, order.pool, order.revision.digest)
-        left = [place for place in found if (place.engine, place.adapter_name) not in avoided]
-        if not left and order.revision is None:
-            # There is no load to wait for: ask again those that are known, until the feed drops them.
-            left = found
-            if not left:
-                raise NoEngine(f"no engine serves base model {order.base} now", retry_after_s=5.0)
-        return self.work.least(left) if left else None
+    async def _elsewhere(self, seat: Seat, placement: Placement) -> bool:
+        may_go = seat.sent_back(placement, is_busy=False)
+        if seat.is_loading:
+            await asyncio.sleep(UNREACHABLE_PAUSE_S)  # Nowhere else: the feed must tell of it first.
+        return may_go
 
-    async def _load(self, order: Order, journey: Journey, deadline_s: float) -> Placement:
-        journey.was_cold = True
-        started_s = self._clock.monotonic_s()
-        self._check_deadline(order, deadline_s)
-        try:
-            return await self._loads.ensure_resident(order, deadline_s - started_s)
-        finally:
-            journey.load_ms += (self._clock.monotonic_s() - started_s) * 1000
-
-    async def _queue(
-        self, order: Order, journey: Journey, placement: Placement, deadline_s: float, *, first: bool
-    ) -> None:
-        started_s = self._clock.monotonic_s()
-        try:
-            async with asyncio.timeout(max(0.0, deadline_s - started_s)):
-                await self._room.turn(placement.engine, order.tenant, first=first)
-        except TimeoutError as error:
-            raise self._too_late(order) from error
-        finally:
-            journey.queue_ms += (self._clock.monotonic_s() - started_s) * 1000
-
-    def _check_deadline(self, order: Order, deadline_s: float) -> None:
-        if self._clock.monotonic_s() >= deadline_s:
-            raise self._too_late(order)
-
-    def _too_late(self, order: Order) -> Overloaded:
+    def _too_late(self, order: Order, seat: Seat) -> Overloaded:
         return Overloaded(
-            f"no engine of base model {order.base} had room within {self._wait_deadline_s:.0f} s",
-            retry_after_s=BUSY_RETRY_AFTER_S,
+            f"no engine of base model {order.base} had room within {seat.request.may_wait_s:.1f} s",
+            retry_after_s=LATE_RETRY_AFTER_S,
         )
 
-    async def _ask(self, order: Order, placement: Placement) -> Dispatched:
+    async def _ask(self, order: Order, placement: Placement) -> EngineAnswer:
         body = orjson.dumps({**order.body, "model": placement.adapter_name})
-        self.work.add(placement.engine, order.cost)
         try:
             answer = await self._client.post(placement.url + order.path, body, self._headers(order))
         except EngineUnreachable:
-            self.work.add(placement.engine, -order.cost)
             raise
         except EngineFailed as error:
-            self.work.add(placement.engine, -order.cost)
             raise _Lost(error.detail) from error
-        except BaseException:
-            self.ended(placement.engine, order.cost)
-            raise
-        dispatched = Dispatched(answer, placement, order.cost, self)
         try:
             await _check_head(order, placement, answer)
-        except _SentBack:
-            # Not `dispatched.close()`: that would wake the next one into the same verdict.
-            answer.close()
-            self.work.add(placement.engine, -order.cost)
-            raise
         except BaseException:
-            dispatched.close()
+            answer.close()
             raise
-        return dispatched
+        return answer
 
     def _headers(self, order: Order) -> Mapping[str, str]:
         return {
-            "authorization": f"Bearer {self._engine_key}",
-            "content-type": "application/json",
+            **self._headers_of_all,
             TENANT_HEADER: order.tenant,
-            # Compression would hold events back.
-            "accept-encoding": "identity",
             # Not the caller's id: an engine takes this as its own, and two of the same would collide there.
             "x-request-id": str(new_id()),
         }

@@ -5,6 +5,7 @@ the watch for a client that hangs up, which stops the engine's work wherever the
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import orjson
 import structlog
 
 from openmint.catalog.resolution import Resolution
-from openmint.errors import EngineFailed, NotFound, OpenmintError
+from openmint.errors import BadRequest, EngineFailed, NotFound, OpenmintError
 from openmint.identifiers import BaseModelName, PolicyModel, new_id, parse_model
 from openmint_gateway.asgi_input import (
     MAX_BODY_BYTES,
@@ -57,6 +58,9 @@ from openmint_gateway.usage_meter import UsageMeter
 
 log = structlog.get_logger()
 
+MAX_WAIT_HEADER = b"x-openmint-max-wait-s"
+"""The caller's own bound on the wait for the first token; the setting's bound holds beside it."""
+
 WAITING_COMMENT = b": waiting\n\n"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -88,6 +92,7 @@ class _Exchange:
     revision: str = ""
     is_stale: bool = False
     is_stream: bool = False
+    wait_s: float | None = None
     status: int = 0
     outcome: str = "answered"
     error_code: str = ""
@@ -169,6 +174,7 @@ class HotPath:
         check_declared_length(scope, MAX_BODY_BYTES)
         caller = exchange.caller = await self._keys.authenticate(header(scope, b"authorization"))
         caller.need("infer")
+        exchange.wait_s = _wait_s(scope)
         if exchange.route == MODELS:
             await self._serve_models(exchange, caller, scope, send)
             return
@@ -221,6 +227,8 @@ class HotPath:
             path=exchange.route,
             body={**request.body, "cache_salt": self._salts.of(caller.tenant)},
             cost=request.cost,
+            sequences=request.sequences,
+            wait_s=exchange.wait_s,
         )
 
     async def _answer_whole(self, exchange: _Exchange, order: Order, send: Send) -> None:
@@ -228,6 +236,7 @@ class HotPath:
         try:
             # Read whole before the status line, so that an engine's death is a 502 and never half an answer.
             body = _read_answer(await dispatched.answer.read())
+            dispatched.ended()
         finally:
             dispatched.close()
         body["model"] = exchange.model
@@ -265,11 +274,13 @@ class HotPath:
             async for chunk in dispatched.answer.chunks():
                 events = splitter.feed(chunk)
                 if tally.events and exchange.first_token_ms is None:
+                    dispatched.started()
                     exchange.first_token_ms = (time.monotonic() - exchange.started_s) * 1000
                 if events:
                     await self._send_stream(exchange, events, send)
             if not tally.is_done and not tally.error:
                 raise EngineFailed("the engine ended the stream before it was complete")
+            dispatched.ended()
         finally:
             exchange.prompt_tokens, exchange.completion_tokens = tally.prompt_tokens, tally.completion_tokens
             if not tally.completion_tokens:
@@ -350,6 +361,20 @@ async def _call_off(dispatching: "asyncio.Task[Dispatched]") -> None:
     (ended,) = await asyncio.gather(dispatching, return_exceptions=True)
     if isinstance(ended, Dispatched):
         ended.close()
+
+
+def _wait_s(scope: Scope) -> float | None:
+    given = header(scope, MAX_WAIT_HEADER)
+    if not given:
+        return None
+    try:
+        wait_s = float(given)
+    except ValueError:
+        wait_s = math.nan
+    if not 0 < wait_s < math.inf:
+        name = MAX_WAIT_HEADER.decode()
+        raise BadRequest(f"{name} must be a number of seconds above 0", field=name)
+    return wait_s
 
 
 def _request_id(scope: Scope) -> str:

@@ -27,6 +27,9 @@ MAX_TOKENS = 1_000_000
 MAX_PROMPTS = 64
 MAX_TOOLS = 128
 
+BYTES_PER_COST = 64
+"""About four bytes a token, and sixteen prompt tokens take an engine as long as one that it generates."""
+
 
 def _refuse(field: str, what: str) -> BadRequest:
     return BadRequest(f"{field} {what}", field=field)
@@ -283,12 +286,20 @@ class InferenceRequest:
     body: JsonObject
     is_stream: bool
     wants_usage: bool
+    body_bytes: int = 0
 
     @property
-    def cost(self) -> int:
-        """Tokens that may be generated: the work it may be to an engine."""
+    def sequences(self) -> int:
+        """What an engine runs for it: prompts times choices."""
+        prompt = self.body.get("prompt")
+        is_many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
+        return int(self.body.get("n") or 1) * (len(prompt) if is_many else 1)
+
+    @property
+    def cost(self) -> float:
+        """The work it may be to an engine, in tokens that are generated; a prompt's byte is a 64th of that."""
         asked = self.body.get("max_completion_tokens") or self.body.get("max_tokens") or 256
-        return int(asked) * int(self.body.get("n") or 1)
+        return int(asked) * self.sequences + self.body_bytes / BYTES_PER_COST
 
 
 def read_inference_request(body: bytes, fields: Mapping[str, Check], required: str) -> InferenceRequest:
@@ -317,4 +328,4 @@ def read_inference_request(body: bytes, fields: Mapping[str, Check], required: s
     if is_stream:
         # Asked for always: usage is counted for every stream, and taken out again for a caller who did not ask.
         forwarded["stream_options"] = {**options, "include_usage": True}
-    return InferenceRequest(content["model"], forwarded, is_stream, bool(options.get("include_usage")))
+    return InferenceRequest(content["model"], forwarded, is_stream, bool(options.get("include_usage")), len(body))

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from openmint.errors import CatalogUnavailable, OpenmintError
+from openmint.errors import CatalogUnavailable, OpenmintError, Overloaded
 
 JsonObject = dict[str, Any]
 Headers = list[tuple[bytes, bytes]]
@@ -43,6 +43,19 @@ class MethodNotAllowed(OpenmintError):
 
     code = "method_not_allowed"
     http_status = 405
+
+
+class QueueFull(Overloaded):
+    """As many requests wait as may wait."""
+
+    http_status = 429
+
+
+class WaitTooLong(Overloaded):
+    """The request would wait longer than it may."""
+
+    code = "wait_too_long"
+    http_status = 429
 
 
 def problem_body(error: OpenmintError, request_id: str) -> JsonObject:

@@ -19,7 +19,10 @@ class GatewaySettings(CommonSettings):
     )
 
     serve_pool: str = "serve"
-    wait_deadline_s: float = Field(default=120.0, description="Longest wait of a request for a load and a free engine")
+    wait_deadline_s: float = Field(
+        default=120.0,
+        description="Longest wait of a request for its first token; x-openmint-max-wait-s may ask for less",
+    )
     silence_deadline_s: float = Field(
         default=300.0, description="An engine silent for so long is broken; a long prompt on a CPU engine takes minutes"
     )
@@ -28,8 +31,29 @@ class GatewaySettings(CommonSettings):
     )
     comment_every_s: float = Field(default=2.0, description="Comment lines keep a waiting stream alive through proxies")
 
-    waiting_per_tenant: int = Field(default=64, description="Requests of one tenant that may wait; more get 503")
+    waiting_per_tenant: int = Field(default=256, description="Requests of one tenant that may wait; more get 429")
     waiting_in_all: int = Field(default=2048, description="Requests that may wait in this process")
+    tenant_weights: dict[str, float] = Field(
+        default={}, description="Shares of tenants when engines are full, as JSON; 1 for those not named"
+    )
+    engine_margin: int = Field(
+        default=2, ge=0, description="Sequences sent to an engine beyond those of its step: the next ones are at hand"
+    )
+    coherent_adapters: int = Field(
+        default=8,
+        ge=0,
+        description="Different adapters on an engine at a time, at most its slots (max_loras); 0: no limit",
+    )
+    adapter_turns: bool = Field(
+        default=True, description="Running adapters make way for one that has waited half of what it may"
+    )
+    deadline_order: bool = Field(
+        default=True,
+        description="A tenant's requests by deadline and by who waits for the same adapter; else by arrival",
+    )
+    early_verdict: bool = Field(
+        default=True, description="Refuse at once, with 429 and Retry-After, what would have to wait too long"
+    )
 
     names_cached: int = Field(default=200_000, description="Resolved names kept in memory")
     absent_names_cached: int = Field(default=50_000, description="Names known to be absent kept in memory")

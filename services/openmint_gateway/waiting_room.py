@@ -1,124 +1,221 @@
-"""Requests that wait for a busy engine: one queue per tenant and engine, tenants by turns, all of it bounded.
+"""Requests on their way to engines, with everything that `line.py` leaves out: time, futures, and where adapters are.
 
-Whether there is room is the engine's verdict alone, so the head of the queue simply asks again: at once when a
-request of ours has ended there, otherwise every PROBE_EVERY_S. Only one request asks at a time; each one that got in
-wakes the next.
+One line per base and pool. A request asks for its `Seat` and is refused here, or sent, or waits; room that appears is
+given on at once, and a look every TICK_S finds engines and adapters that came or went, and requests that are too late.
 """
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from openmint.clock import Clock
+from openmint.engines.residency import Placement
 from openmint.errors import Overloaded
+from openmint_gateway.line import Line, LineRules
+from openmint_gateway.seats import Request
 
-PROBE_EVERY_S = 0.1
-"""Another gateway's request may have ended there; no faster, or the engine is busy saying that it is busy."""
+TICK_S = 0.05
+"""How much later than its deadline a waiting request hears of it, and a pause of a busy engine ends."""
 
-BUSY_RETRY_AFTER_S = 2.0
+LATE_RETRY_AFTER_S = 2.0
 
-_Turn = asyncio.Future[None]
+
+class Placements(Protocol):
+    """Where revisions are, from memory: an engine is never asked."""
+
+    def engines_with(self, base: str, pool: str, digest: str) -> list[Placement]:
+        """The engines on which the revision is resident."""
+        ...
+
+    def engines_of(self, base: str, pool: str) -> list[Placement]:
+        """All engines that are ready, under the base's own model name."""
+        ...
 
 
 @dataclass(slots=True)
-class _Place:
-    """The queues in front of one engine."""
+class _Front:
+    """The line of one base and pool, and those in it."""
 
-    tenants: OrderedDict[str, deque[_Turn]] = field(default_factory=OrderedDict[str, deque[_Turn]])
-    prober: asyncio.Task[None] | None = None
+    base: str
+    pool: str
+    line: Line
+    turns: dict[Request, asyncio.Future[None]] = field(default_factory=dict[Request, "asyncio.Future[None]"])
+    looking: asyncio.Task[None] | None = None
+    seen_s: float = float("-inf")
+
+
+class Seat:
+    """One request's place. `leave` it, whatever happens: the room that it takes goes to the next."""
+
+    __slots__ = ("_avoided", "_front", "_room", "request")
+
+    def __init__(self, room: "WaitingRoom", front: _Front, request: Request) -> None:
+        self.request = request
+        self._room = room
+        self._front = front
+        self._avoided: dict[str, str] = {}
+
+    @property
+    def is_loading(self) -> bool:
+        """True when its adapter is nowhere: have it loaded, then say `resident`."""
+        return self.request.state == "loading"
+
+    def arrive(self) -> bool:
+        """True when it may go to `placement` now. Raises: QueueFull, WaitTooLong."""
+        room, front = self._room, self._front
+        now_s = room.clock.monotonic_s()
+        room.look(front, now_s)
+        return front.line.arrive(self.request, self._engines(), now_s)
+
+    def resident(self) -> bool:
+        """Its adapter was loaded. True when it may go to `placement` now."""
+        room, front = self._room, self._front
+        room.look(front, room.clock.monotonic_s())
+        return front.line.resident(self.request, self._engines(), room.clock.monotonic_s())
+
+    def sent_back(self, placement: Placement | None, *, is_busy: bool) -> bool:
+        """The engine did nothing, or (without a placement) had lost the adapter. True when it may go elsewhere now."""
+        room, front, engine = self._room, self._front, self.request.engine
+        if not is_busy:
+            self._avoided[engine] = placement.adapter_name if placement else ""
+        went = front.line.sent_back(self.request, self._engines(), room.clock.monotonic_s(), is_busy=is_busy)
+        room.fill(front, engine)
+        return went
+
+    async def turn(self) -> None:
+        """Wait until it may go to `placement`, or must be loaded again. Raises: Overloaded when it is too late."""
+        room, front = self._room, self._front
+        if self.request.state != "waiting":
+            return
+        turn = front.turns[self.request] = asyncio.get_running_loop().create_future()
+        room.keep_looking(front)
+        try:
+            await turn
+        finally:
+            front.turns.pop(self.request, None)
+
+    def placement(self) -> Placement | None:
+        """Where it goes; None when the adapter has just gone from there."""
+        request = self.request
+        return next((place for place in self._places() if place.engine == request.engine), None)
+
+    def accepted(self) -> None:
+        """The engine has taken it."""
+        self._front.line.accepted(self.request)
+
+    def started(self) -> None:
+        """Its first token has come."""
+        self._front.line.forecast.started(self.request, self._room.clock.monotonic_s())
+
+    def leave(self, *, is_whole: bool = False) -> None:
+        """It is over; whole when the engine has ended it by itself. Leaving twice does nothing."""
+        if self.request.state == "gone":
+            return
+        room, front = self._room, self._front
+        front.line.leave(self.request, room.clock.monotonic_s(), is_whole=is_whole)
+        room.fill(front, self.request.engine)
+
+    def _places(self) -> list[Placement]:
+        return self._room.places(self._front, self.request.adapter)
+
+    def _engines(self) -> dict[str, int]:
+        """The engines that have its adapter; one that was loaded anew is not avoided any more."""
+        found = self._places()
+        for place in found:
+            if place.engine in self._avoided and self._avoided[place.engine] != place.adapter_name:
+                del self._avoided[place.engine]
+                self.request.avoided.discard(place.engine)
+        return {place.engine: place.max_running for place in found}
 
 
 class WaitingRoom:
-    """Counts everybody who waits, for a load or for an engine, and lets the latter in by turns."""
+    """All lines of this process."""
 
-    def __init__(self, per_tenant: int, in_all: int) -> None:
-        self._per_tenant = per_tenant
-        self._in_all = in_all
-        self._waiting: dict[str, int] = {}
-        self._total = 0
-        self._places: dict[str, _Place] = {}
+    def __init__(
+        self, rules: LineRules, placements: Placements, clock: Clock, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self.clock = clock
+        self._rules = rules
+        self._placements = placements
+        self._weights = weights or {}
+        self._fronts: dict[tuple[str, str], _Front] = {}
 
     @property
     def total(self) -> int:
-        """How many wait."""
-        return self._total
+        """How many wait, for a load or for an engine."""
+        return sum(front.line.waiting for front in self._fronts.values())
 
-    @asynccontextmanager
-    async def seat(self, tenant: str) -> AsyncGenerator[None]:
-        """A place to wait in. Raises: Overloaded, at once, when the tenant or the process has too many waiting."""
-        mine = self._waiting.get(tenant, 0)
-        if mine >= self._per_tenant:
-            raise Overloaded(
-                f"{mine} requests of tenant {tenant} are waiting already", retry_after_s=BUSY_RETRY_AFTER_S
-            )
-        if self._total >= self._in_all:
-            raise Overloaded(f"{self._total} requests are waiting already", retry_after_s=BUSY_RETRY_AFTER_S)
-        self._waiting[tenant] = mine + 1
-        self._total += 1
-        try:
-            yield
-        finally:
-            self._total -= 1
-            self._waiting[tenant] -= 1
-            if not self._waiting[tenant]:
-                del self._waiting[tenant]
+    def lines(self) -> Iterator[tuple[str, Line]]:
+        """Each base with its line, to look at."""
+        for front in self._fronts.values():
+            yield front.base, front.line
 
-    def is_contended(self, engine: str) -> bool:
-        """True when somebody waits for this engine: a newcomer then queues too, and overtakes nobody."""
-        place = self._places.get(engine)
-        return place is not None and bool(place.tenants)
+    def has_engine(self, base: str, pool: str) -> bool:
+        """True when an engine of the base is ready."""
+        return bool(self._placements.engines_of(base, pool))
 
-    async def turn(self, engine: str, tenant: str, *, first: bool = False) -> None:
-        """Wait until it is this request's turn to ask the engine. `first`: it has had its turn and was sent back."""
-        place = self._places.setdefault(engine, _Place())
-        turn: _Turn = asyncio.get_running_loop().create_future()
-        queue = place.tenants.setdefault(tenant, deque())
-        if first:
-            # First of its tenant, not first of all: a tenant that has its share of the engine must not stand in the
-            # way of others for as long as it is sent back.
-            queue.appendleft(turn)
-        else:
-            queue.append(turn)
-        if place.prober is None:
-            place.prober = asyncio.create_task(self._probe(engine, place))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.wake(engine)  # Its turn came and nobody is there to take it.
-            raise
-        finally:
-            self._leave(place, tenant, turn)
+    def seat(
+        self, *, tenant: str, base: str, pool: str, adapter: str, cost: float, sequences: int, deadline_s: float
+    ) -> Seat:
+        """A place for a request; nothing is decided yet. `adapter` is a digest, empty for the base itself."""
+        front = self._fronts.get((base, pool))
+        if front is None:
+            front = self._fronts[base, pool] = _Front(base, pool, Line(self._rules, self._weights))
+        return Seat(self, front, Request(tenant, adapter, cost, sequences, self.clock.monotonic_s(), deadline_s))
 
-    def wake(self, engine: str) -> None:
-        """There may be room: let the next one ask."""
-        place = self._places.get(engine)
-        if place is None:
-            return
-        while place.tenants:
-            tenant, queue = next(iter(place.tenants.items()))
-            place.tenants.move_to_end(tenant)
-            while queue:
-                turn = queue.popleft()
-                if not queue:
-                    del place.tenants[tenant]
-                if not turn.done():
-                    turn.set_result(None)
-                    return
-            place.tenants.pop(tenant, None)
+    def places(self, front: _Front, adapter: str) -> list[Placement]:
+        """Where an adapter, or the base, answers now."""
+        if adapter:
+            return self._placements.engines_with(front.base, front.pool, adapter)
+        return self._placements.engines_of(front.base, front.pool)
 
-    def _leave(self, place: _Place, tenant: str, turn: _Turn) -> None:
-        queue = place.tenants.get(tenant)
-        if queue is not None and turn in queue:
-            queue.remove(turn)
-            if not queue:
-                del place.tenants[tenant]
+    def look(self, front: _Front, now_s: float) -> None:
+        """Learn which engines live, if that was some time ago."""
+        if now_s - front.seen_s >= TICK_S:
+            front.seen_s = now_s
+            places = self._placements.engines_of(front.base, front.pool)
+            front.line.see({place.engine: place.max_running for place in places})
 
-    async def _probe(self, engine: str, place: _Place) -> None:
-        while True:
-            await asyncio.sleep(PROBE_EVERY_S)
-            if not place.tenants:
-                del self._places[engine]
-                return
-            self.wake(engine)
+    def fill(self, front: _Front, engine: str) -> None:
+        """There may be room on an engine."""
+        now_s = self.clock.monotonic_s()
+        while (request := front.line.next_for(engine, now_s)) is not None:
+            _wake(front, request)
+
+    def keep_looking(self, front: _Front) -> None:
+        """Look at this line until nobody is queued in it."""
+        if front.looking is None or front.looking.done():
+            front.looking = asyncio.create_task(self._look_on(front))
+
+    async def _look_on(self, front: _Front) -> None:
+        while front.turns:
+            await asyncio.sleep(TICK_S)
+            now_s = self.clock.monotonic_s()
+            for request in front.line.too_late(now_s):
+                turn = front.turns.get(request)
+                if turn is not None and not turn.done():
+                    waited_s = now_s - request.arrived_s
+                    detail = f"no engine of base model {front.base} had room within {waited_s:.1f} s"
+                    turn.set_exception(Overloaded(detail, retry_after_s=LATE_RETRY_AFTER_S))
+            self.look(front, now_s)
+            self._look_for_adapters(front, now_s)
+            for engine in list(front.line.engines):
+                self.fill(front, engine)
+
+    def _look_for_adapters(self, front: _Front, now_s: float) -> None:
+        queues = front.line.queues
+        for adapter in list(queues.adapters):
+            engines = [place.engine for place in self.places(front, adapter)]
+            if engines:
+                queues.place(adapter, engines, now_s)
+            else:
+                for request in queues.waiting_for(adapter):
+                    front.line.unplaced(request, now_s)
+                    _wake(front, request)
+
+
+def _wake(front: _Front, request: Request) -> None:
+    turn = front.turns.get(request)
+    if turn is not None and not turn.done():
+        turn.set_result(None)

@@ -108,6 +108,12 @@ class World:
         self.engines.append(engine)
         return engine
 
+    async def runs_at_most(self, sequences: int) -> None:
+        """Have every engine tell of so many sequences in a step; the gateway sends two more."""
+        for engine in self.engines:
+            engine.max_running = sequences
+        await asyncio.sleep(0.5)
+
     async def on_load(self, message: Msg) -> None:
         request = LoadRequested.model_validate_json(message.data)
         self.loads.append(request)
@@ -206,7 +212,16 @@ async def world(running_world: World) -> AsyncIterator[World]:
         await extra.leave(running_world.bus)
     running_world.load_delay_s, running_world.load_failure, running_world.answers_loads = 0.0, None, True
     fresh = ContractEngine("engine-1")
-    for name in ("verdicts", "told_revision", "dies_after_tokens", "token_delay_s", "tokens", "is_full", "refusal"):
+    for name in (
+        "verdicts",
+        "told_revision",
+        "dies_after_tokens",
+        "token_delay_s",
+        "tokens",
+        "is_full",
+        "refusal",
+        "max_running",
+    ):
         setattr(running_world.engine, name, getattr(fresh, name))
     running_world.engine.seen.clear()
 

@@ -180,19 +180,19 @@ async def test_an_engine_that_stays_busy_gives_a_clear_503_at_the_deadline(world
 async def test_a_tenant_may_have_only_so_many_waiting_and_another_is_not_held_up(world, http):
     await world.resident()
     await world.resident("support", "other")
-    world.engine.is_full = True
+    await world.runs_at_most(1)
+    world.engine.token_delay_s = 0.2
     body = {"model": world.model, "messages": HELLO}
-    waiting = [asyncio.create_task(http.post("/v1/chat/completions", json=body)) for _ in range(5)]
-    done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED, timeout=3)
-    assert [task.result().status_code for task in done] == [503]
+    asked = [asyncio.create_task(http.post("/v1/chat/completions", json=body)) for _ in range(8)]
+    done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED, timeout=3)
+    (refused,) = [task.result() for task in done]
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "overloaded"
+    assert int(refused.headers["retry-after"]) >= 1
     async with await world.http("other") as other:
-        mine = asyncio.create_task(
-            other.post("/v1/chat/completions", json={"model": "other/support", "messages": HELLO})
-        )
-        await asyncio.sleep(0.1)
-        world.engine.is_full = False
-        assert (await mine).status_code == 200
-    assert sorted(answer.status_code for answer in await asyncio.gather(*waiting)) == [200] * 4 + [503]
+        mine = await other.post("/v1/chat/completions", json={"model": "other/support", "messages": HELLO})
+        assert mine.status_code == 200
+    assert sorted(answer.status_code for answer in await asyncio.gather(*asked)) == [200] * 7 + [429]
 
 
 async def test_the_engine_with_the_least_outstanding_work_is_asked(world, http):

@@ -1,0 +1,423 @@
+"""The line in front of engines, driven with plain values: no engine, no bus, no clock."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openmint_gateway.forecast import Bounds
+from openmint_gateway.line import Line, LineRules
+from openmint_gateway.problems import QueueFull, WaitTooLong
+from openmint_gateway.seats import Request
+
+NO_VERDICT = Bounds(is_verdict_early=False)
+ONE_BY_ONE = LineRules(margin=0, bounds=NO_VERDICT)
+
+
+def request(adapter: str = "a", tenant: str = "acme", at_s: float = 0.0, wait_s: float = 100.0, **more) -> Request:
+    values = {"cost": 10.0, "sequences": 1, **more}
+    return Request(tenant=tenant, adapter=adapter, arrived_s=at_s, deadline_s=at_s + wait_s, **values)
+
+
+def queue(line: Line, *requests: Request, running: int = 1) -> list[Request]:
+    for waiting in requests:
+        assert not line.arrive(waiting, {"e": running}, waiting.arrived_s)
+    return list(requests)
+
+
+class OneByOne(Line):
+    """A line whose engine `e` runs one request at a time, and one now."""
+
+    def __init__(self, rules: LineRules = ONE_BY_ONE, **weights: float) -> None:
+        super().__init__(rules, weights)
+        self.running = request("first", "before")
+        assert self.arrive(self.running, {"e": 1}, 0.0)
+
+    def step(self, now_s: float = 0.0) -> Request | None:
+        """The running one ends; the one that follows it."""
+        self.leave(self.running, now_s)
+        following = self.next_for("e", now_s)
+        self.running = following or self.running
+        return following
+
+
+def drain(line: OneByOne) -> list[Request]:
+    """Let everything run; the order in which it did."""
+    return list(iter(line.step, None))
+
+
+def test_a_hit_goes_straight_through_while_its_engine_has_room():
+    line = Line(LineRules())
+    asked = [request() for _ in range(18)]
+    assert all(line.arrive(one, {"e": 16}, 0.0) for one in asked)
+    assert not line.arrive(request(), {"e": 16}, 0.0)
+    assert line.waiting == 1
+
+
+def test_the_engine_with_the_least_work_is_chosen():
+    line = Line(LineRules())
+    costs = {"e1": 0.0, "e2": 0.0}
+    for cost in (300.0, 10.0, 10.0, 200.0, 90.0):
+        one = request(cost=cost)
+        line.arrive(one, {"e1": 16, "e2": 16}, 0.0)
+        assert costs[one.engine] == min(costs.values())
+        costs[one.engine] += cost
+
+
+def test_an_engine_that_told_nothing_counts_as_one_of_sixteen_sequences():
+    line = Line(LineRules(margin=0))
+    assert sum(line.arrive(request(), {"e": 0}, 0.0) for _ in range(17)) == 16
+
+
+def test_a_newcomer_overtakes_nobody_who_could_go_there():
+    line = Line(ONE_BY_ONE)
+    large = request(sequences=4)
+    small = request()
+    assert line.arrive(request(sequences=2), {"e": 4}, 0.0)
+    assert not line.arrive(large, {"e": 4}, 0.0)
+    assert not line.arrive(small, {"e": 4}, 0.0)
+    assert line.next_for("e", 0.0) is None
+
+
+def test_tenants_take_turns_however_many_each_has_waiting():
+    line = OneByOne()
+    queue(line, *(request(tenant="loud") for _ in range(4)), *(request(tenant="quiet") for _ in range(2)))
+    assert [one.tenant for one in drain(line)] == ["loud", "quiet", "loud", "quiet", "loud", "loud"]
+
+
+def test_a_heavier_tenant_gets_its_weight():
+    line = OneByOne(heavy=3.0)
+    queue(line, *(request(tenant="heavy") for _ in range(12)), *(request(tenant="light") for _ in range(12)))
+    first = Counter(one.tenant for one in drain(line)[:8])
+    assert first == {"heavy": 6, "light": 2}
+
+
+def test_turns_are_of_work_and_not_of_requests():
+    line = OneByOne()
+    queue(line, *(request(tenant="long", cost=100.0) for _ in range(9)), *(request(tenant="short") for _ in range(30)))
+    work: Counter[str] = Counter()
+    for one in drain(line)[:22]:
+        work[one.tenant] += int(one.cost)
+    assert abs(work["long"] - work["short"]) <= 100
+
+
+def test_a_tenant_that_wanted_nothing_for_long_has_saved_nothing():
+    line = OneByOne()
+    for _ in range(50):
+        queue(line, request(tenant="busy"))
+        line.step()
+    queue(line, *(request(tenant="idle") for _ in range(6)), *(request(tenant="busy") for _ in range(6)))
+    assert Counter(one.tenant for one in drain(line)[:6])["busy"] >= 2
+
+
+def test_the_earliest_deadline_goes_first_within_a_tenant():
+    line = OneByOne()
+    late, soon = queue(line, request("a", wait_s=50), request("b", wait_s=20))
+    assert drain(line) == [soon, late]
+
+
+def test_without_deadline_order_the_first_come_goes_first():
+    line = OneByOne(replace(ONE_BY_ONE, deadline_order=False))
+    late, soon = queue(line, request("a", wait_s=50), request("b", wait_s=20))
+    assert drain(line) == [late, soon]
+
+
+def test_of_equal_deadlines_the_adapter_with_more_waiting_goes_first():
+    line = OneByOne()
+    queue(line, request("lone"), *(request("popular") for _ in range(4)))
+    assert drain(line)[0].adapter == "popular"
+
+
+def test_an_engine_at_its_limit_of_adapters_gets_more_of_those_it_runs():
+    line = Line(LineRules(margin=0, coherent_adapters=2, adapter_turns=False, bounds=NO_VERDICT))
+    running = [request(adapter) for adapter in ("a", "a", "b", "b")]
+    for one in running:
+        assert line.arrive(one, {"e": 4}, 0.0)
+    queue(line, request("c", wait_s=10), request("b", wait_s=90), running=4)
+    line.leave(running[0], 0.0)
+    chosen = line.next_for("e", 0.0)
+    assert chosen is not None
+    assert chosen.adapter == "b"
+    line.leave(running[1], 0.0)  # Now `a` is gone, and there is a place for another.
+    chosen = line.next_for("e", 0.0)
+    assert chosen is not None
+    assert chosen.adapter == "c"
+
+
+def test_without_a_limit_of_adapters_the_order_alone_counts():
+    line = Line(LineRules(margin=0, coherent_adapters=0, bounds=NO_VERDICT))
+    running = [request(adapter) for adapter in "aabb"]
+    for one in running:
+        line.arrive(one, {"e": 4}, 0.0)
+    queue(line, request("c", wait_s=10), request("b", wait_s=90), running=4)
+    line.leave(running[0], 0.0)
+    chosen = line.next_for("e", 0.0)
+    assert chosen is not None
+    assert chosen.adapter == "c"
+
+
+def test_the_base_model_takes_no_adapters_place():
+    line = Line(LineRules(margin=0, coherent_adapters=1, bounds=NO_VERDICT))
+    assert line.arrive(request("a"), {"e": 4}, 0.0)
+    assert line.arrive(request(""), {"e": 4}, 0.0)
+    assert not line.arrive(request("b"), {"e": 4}, 0.0)
+    assert set(line.engines["e"].adapters) == {"a"}
+
+
+@pytest.mark.parametrize("turns", [True, False])
+def test_an_endless_stream_for_one_adapter_does_not_keep_another_from_its_turn(turns: bool):
+    rules = LineRules(margin=0, coherent_adapters=1, adapter_turns=turns, bounds=NO_VERDICT)
+    line = Line(rules)
+    running = [request("popular") for _ in range(4)]
+    for one in running:
+        line.arrive(one, {"e": 4}, 0.0)
+    other = request("rare", wait_s=40)
+    queue(line, other, running=4)
+    now_s = 0.0
+    while other.state == "waiting" and now_s < 40:
+        now_s += 1.0
+        line.leave(running.pop(0), now_s, is_whole=True)
+        fresh = request("popular", at_s=now_s, wait_s=40)
+        if line.arrive(fresh, {"e": 4}, now_s):
+            running.append(fresh)
+        while (one := line.next_for("e", now_s)) is not None:
+            running.append(one)
+        if not running:
+            break
+    # Its turn comes after half of what it may wait; then the four of the other adapter have to end.
+    assert (other.state == "running" and now_s <= 20 + 5) is turns
+
+
+def test_bounds_refuse_at_once_and_say_when_to_come_again():
+    line = OneByOne(LineRules(margin=0, bounds=Bounds(per_tenant=2, in_all=3, is_verdict_early=False)))
+    queue(line, request(tenant="a"), request(tenant="a"))
+    with pytest.raises(QueueFull) as caught:
+        line.arrive(request(tenant="a"), {"e": 1}, 0.0)
+    assert caught.value.retry_after_s
+    queue(line, request(tenant="b"))
+    with pytest.raises(QueueFull):
+        line.arrive(request(tenant="c"), {"e": 1}, 0.0)
+    assert line.waiting == 3
+
+
+def test_a_request_that_waits_for_a_load_counts_as_waiting_but_takes_no_room():
+    line = Line(LineRules(margin=0, bounds=Bounds(per_tenant=1)))
+    cold = request("cold")
+    assert not line.arrive(cold, {}, 0.0)
+    assert (cold.state, line.waiting) == ("loading", 1)
+    with pytest.raises(QueueFull):
+        line.arrive(request("other"), {}, 0.0)
+    assert line.arrive(request("warm"), {"e": 1}, 0.0)
+    line.leave(cold, 0.0)
+    assert line.waiting == 0
+
+
+def test_a_loaded_request_goes_straight_or_into_its_queue():
+    line = OneByOne()
+    cold = request("cold")
+    line.arrive(cold, {}, 0.0)
+    assert not line.resident(cold, {"e": 1}, 1.0)
+    assert cold.state == "waiting"
+    assert drain(line) == [cold]
+
+
+def test_one_that_was_sent_back_keeps_its_place_and_its_engine_is_not_asked_at_once():
+    line = Line(ONE_BY_ONE)
+    first, second = request(), request()
+    assert line.arrive(first, {"e": 1}, 0.0)
+    queue(line, second)
+    assert not line.sent_back(first, {"e": 1}, 1.0, is_busy=True)
+    assert line.next_for("e", 1.0) is None
+    assert line.next_for("e", 1.2) is first
+
+
+def test_a_tenant_at_its_share_of_an_engine_does_not_hold_up_another():
+    line = Line(LineRules(margin=0, bounds=NO_VERDICT))
+    assert line.arrive(request(tenant="loud"), {"e": 4}, 0.0)
+    back = request(tenant="loud")
+    assert line.arrive(back, {"e": 4}, 0.0)
+    assert not line.sent_back(back, {"e": 4}, 0.0, is_busy=True)
+    assert line.arrive(request(tenant="quiet"), {"e": 4}, 0.0)
+
+
+def test_an_engine_that_lacks_the_adapter_is_avoided_and_another_taken():
+    line = Line(ONE_BY_ONE)
+    one = request()
+    assert line.arrive(one, {"e": 1, "f": 1}, 0.0)
+    first = one.engine
+    assert line.sent_back(one, {"e": 1, "f": 1}, 0.0, is_busy=False)
+    assert one.engine != first
+    assert not line.sent_back(one, {"e": 1, "f": 1}, 0.0, is_busy=False)
+    assert one.state == "loading"
+
+
+def test_a_queued_request_whose_time_is_over_is_told_so():
+    line = OneByOne()
+    soon, later = queue(line, request(wait_s=5), request(wait_s=50))
+    assert line.too_late(4.9) == []
+    assert line.too_late(5.1) == [soon]
+    assert drain(line) == [later]
+
+
+def paced_line(seconds_each: float = 1.0) -> tuple[Line, Request]:
+    """A line whose engine was seen to end one request of cost 10 in so many seconds, over and over."""
+    line = Line(LineRules(margin=0))
+    running = request(wait_s=1e6)
+    line.arrive(running, {"e": 1}, 0.0)
+    for number in range(1, 41):
+        line.arrive(request(wait_s=1e6), {"e": 1}, seconds_each * (number - 0.5))
+        line.leave(running, seconds_each * number, is_whole=True)
+        following = line.next_for("e", seconds_each * number)
+        assert following is not None
+        running = following
+    return line, running
+
+
+def test_an_expected_wait_is_the_work_ahead_over_the_measured_pace():
+    line, _ = paced_line()
+    now_s = 40.0
+    for _ in range(9):
+        line.arrive(request(tenant="acme", wait_s=1e6), {"e": 1}, now_s)
+    assert line.forecast.expected_wait_s(request(), ["e"]) == pytest.approx(10, rel=0.2)
+    assert line.forecast.expected_wait_s(request(tenant="other"), ["e"]) == pytest.approx(2, rel=0.2)
+
+
+def test_what_would_wait_too_long_is_refused_where_the_flood_comes_from():
+    line, _ = paced_line()
+    refused = 0
+    for _ in range(50):
+        try:
+            line.arrive(request(tenant="flood", wait_s=20.0, at_s=40.0), {"e": 1}, 40.0)
+        except WaitTooLong as error:
+            refused += 1
+            assert error.retry_after_s == pytest.approx(12, rel=0.25)
+    assert refused == pytest.approx(38, abs=3)
+    assert not line.arrive(request(tenant="quiet", wait_s=20.0, at_s=40.0), {"e": 1}, 40.0)
+
+
+def test_without_early_verdict_nothing_but_the_bounds_refuses():
+    line, _ = paced_line()
+    line.forecast._bounds = NO_VERDICT
+    for _ in range(50):
+        assert not line.arrive(request(tenant="flood", wait_s=20.0, at_s=40.0), {"e": 1}, 40.0)
+
+
+def test_those_who_came_too_late_make_the_next_verdicts_more_careful():
+    line, _ = paced_line()
+    queue(line, *(request(wait_s=9.0, at_s=40.0) for _ in range(4)))
+    before_s = line.forecast.expected_wait_s(request(), ["e"])
+    for late in line.too_late(50.0):
+        assert late.state == "gone"
+    queue(line, *(request(wait_s=90.0, at_s=50.0) for _ in range(4)))
+    assert line.forecast.expected_wait_s(request(), ["e"]) > before_s * 1.3
+
+
+def test_an_engine_that_left_takes_its_pace_with_it():
+    line, _ = paced_line()
+    queue(line, *(request(wait_s=1e6, at_s=40.0) for _ in range(9)))
+    line.see({"e": 1, "f": 1})
+    for adapter in list(line.queues.adapters):
+        line.queues.place(adapter, ["e", "f"], 40.0)
+    both_s = line.forecast.expected_wait_s(request(), ["e", "f"])
+    line.see({"f": 1})
+    for adapter in list(line.queues.adapters):
+        line.queues.place(adapter, ["f"], 40.0)
+    assert line.forecast.expected_wait_s(request(), ["f"]) == pytest.approx(2 * both_s, rel=0.1)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["arrive", "arrive", "arrive", "cold", "loaded", "end", "end", "hang_up", "busy", "absent", "time"]
+        ),
+        st.integers(0, 5),
+        st.integers(0, 3),
+        st.integers(1, 3),
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps=STEPS, limit=st.integers(0, 3), turns=st.booleans(), by_deadline=st.booleans())
+def test_no_request_is_lost_rooms_and_queues_stay_bounded_and_no_room_is_idle(steps, limit, turns, by_deadline):
+    bounds = Bounds(per_tenant=12, in_all=30)
+    rules = LineRules(margin=1, coherent_adapters=limit, adapter_turns=turns, deadline_order=by_deadline, bounds=bounds)
+    line = Line(rules)
+    engines = {"e": 2, "f": 3}
+    line.see(engines)
+    places = {f"a{number}": engines if number < 3 else {"f": 3} for number in range(6)}
+    live: list[Request] = []
+    now_s = 0.0
+    for kind, number, tenant, size in steps:
+        now_s += 0.25
+        adapter = f"a{number}"
+        fresh = request(adapter, f"t{tenant}", now_s, wait_s=5.0 + number, sequences=size)
+        states = {"end": "running", "busy": "running", "absent": "running", "loaded": "loading"}
+        chosen = [one for one in live if one.state == states.get(kind, one.state)]
+        one = chosen[number % len(chosen)] if chosen else None
+        match kind:
+            case "arrive" | "cold":
+                try:
+                    line.arrive(fresh, places[adapter] if kind == "arrive" else {}, now_s)
+                    live.append(fresh)
+                except (QueueFull, WaitTooLong) as error:
+                    assert error.retry_after_s is not None
+                    assert error.retry_after_s >= 1
+            case "loaded" if one:
+                line.resident(one, places[one.adapter], now_s)
+            case "end" | "hang_up" if one:
+                line.leave(one, now_s, is_whole=kind == "end")
+            case "busy" | "absent" if one:
+                line.sent_back(one, places[one.adapter], now_s, is_busy=kind == "busy")
+            case "time":
+                now_s += size
+            case _:
+                pass
+        for late in line.too_late(now_s):
+            assert late.deadline_s <= now_s + line.forecast.start_s
+        for engine in engines:
+            while line.next_for(engine, now_s) is not None:
+                pass
+        live = [one for one in live if one.state != "gone"]
+        _check(line, live, now_s)
+
+
+def _check(line: Line, live: list[Request], now_s: float) -> None:
+    states = Counter(one.state for one in live)
+    assert set(states) <= {"loading", "waiting", "running"}
+    assert line.queues.queued == states["waiting"]
+    assert line.forecast.loading == states["loading"]
+    assert line.waiting <= 30 + 7  # What was sent back finds its place again, beyond the bound on newcomers.
+    for name, seat in line.engines.items():
+        here = [one for one in live if one.state == "running" and one.engine == name]
+        assert seat.sequences == sum(one.room_taken for one in here) <= seat.limit
+        assert set(seat.adapters) == {one.adapter for one in here}
+        if line.rules.coherent_adapters:
+            assert len(seat.adapters) <= line.rules.coherent_adapters
+        elif not seat.sequences and not seat.pauses:
+            queued = [one for one in live if one.state == "waiting" and name not in one.avoided]
+            could = [one for one in queued if name in line.queues.adapters[one.adapter].engines]
+            assert not could, "an idle engine, and somebody waits for it"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=60, max_size=160),
+    limit=st.sampled_from([0, 1, 2]),
+)
+def test_no_tenant_that_waits_falls_further_behind_than_the_slack(arrivals, limit):
+    """Work given to tenants that wait all the time differs by a bounded amount, whatever the adapters."""
+    line = OneByOne(LineRules(margin=0, coherent_adapters=limit, bounds=Bounds(10_000, 10_000, is_verdict_early=False)))
+    for tenant, adapter in arrivals:
+        queue(line, request(f"t{tenant}a{adapter}", f"t{tenant}", wait_s=1e6))
+    waiting = Counter(f"t{tenant}" for tenant, _ in arrivals)
+    given_to: Counter[str] = Counter()
+    while (running := line.step()) is not None:
+        given_to[running.tenant] += 1
+        waiting[running.tenant] -= 1
+        if min(waiting.values()) > 0 and len(waiting) > 1:
+            assert max(given_to.values()) - min(given_to[tenant] for tenant in waiting) <= 32 / len(waiting) + 2
+    assert sum(given_to.values()) == len(arrivals)
