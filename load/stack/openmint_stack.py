@@ -5,10 +5,12 @@ No trainer, exporter or evaluator: policies are seeded as eligible. The stack's 
 
 import asyncio
 import json
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +29,7 @@ from load.stack.catalogue import seed_catalogue
 from load.stack.counters import EngineCounters, count_host_log
 from load.stack.engine_limits import EngineLimits
 from load.stack.policies import Policy, Shelved
+from load.stack.worker_notes import NOTES_FILE, count_notes
 from openmint.catalog.keys import create_key
 from openmint.engines.protocol import CommandStamp, EngineState
 from openmint.engines.vllm import HostEngine
@@ -35,6 +38,8 @@ from openmint.events import EngineHeartbeat
 from openmint.local_stack import EngineSpec, StackPlan, down, free_port, secret_file, status, up
 from openmint.settings import CommonSettings
 
+REPOSITORY = Path(__file__).parents[2]
+EXTENSION = "load.stack.noted_workers.OurNotedWorker"
 ENGINE_NAMES = ("one", "two", "three", "four")
 START_TIMEOUT_S = 400.0
 SETTLE_TIMEOUT_S = 60.0
@@ -91,7 +96,14 @@ class OpenmintStack:
             gateway_port=free_port(),
             services=self._services,
             copies=self._copies,
-            extra_env={"OPENMINT_DRAIN_S": "1", **self.limits.as_settings(), **self._env},
+            extra_env={
+                "OPENMINT_DRAIN_S": "1",
+                # The last of two such arguments counts.
+                "OPENMINT_VLLM_ARGUMENTS": f"--worker-extension-cls {EXTENSION}",
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+                **self.limits.as_settings(),
+                **self._env,
+            },
         )
         try:
             self.url = (await asyncio.to_thread(up, plan)).gateway_url
@@ -178,7 +190,12 @@ class OpenmintStack:
     async def counters(self) -> dict[str, EngineCounters]:
         """What each engine did since it was started."""
         logs = {name: self.log_of(f"engine-{name}") for name in self.engine_names}
-        return {name: await asyncio.to_thread(count_host_log, log) for name, log in logs.items()}
+        done = {name: await asyncio.to_thread(count_host_log, log) for name, log in logs.items()}
+        for name, counters in done.items():
+            notes = self.state_dir / "spool" / name / NOTES_FILE
+            swaps = (await asyncio.to_thread(count_notes, notes)).slot_swaps
+            done[name] = replace(counters, slot_swaps=swaps)
+        return done
 
     async def clear(self, policies: Sequence[Policy] | None = None, *, keep_staged: bool = False) -> None:
         """Make everything, or these policies, cold on every engine, and wait until the scheduler knows it.

@@ -5,7 +5,6 @@ models and is given the base's bare name, which is what its resolver looks for i
 """
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -22,13 +21,13 @@ from load.stack.counters import EngineCounters
 from load.stack.engine_limits import EngineLimits
 from load.stack.policies import Policy
 from load.stack.server_process import ServerProcess
-from load.stock.worker_extension import NOTES_VARIABLE
+from load.stack.worker_notes import NOTES_VARIABLE, count_notes
 from openmint.bases import read_base_folder
 from openmint.embedded.process import free_port
 from openmint.errors import EngineFailed
 from openmint_engine_host.launch import engine_targets
 
-EXTENSION = "load.stock.worker_extension.StockExtension"
+EXTENSION = "load.stack.noted_workers.StockNotedWorker"
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 400.0
 POLL_S = 0.25
@@ -104,10 +103,7 @@ class StockEngine:
 
     def counters(self) -> EngineCounters:
         """Loads and slot changes since the start."""
-        if not self.notes.exists():
-            return EngineCounters()
-        events = [str(json.loads(line)["event"]) for line in self.notes.read_text().splitlines()]
-        return EngineCounters(attaches=events.count("load"), slot_swaps=events.count("slot"))
+        return count_notes(self.notes)
 
 
 class StockEngines:
