@@ -173,7 +173,7 @@ class _Blob:
     """The tensors of a layout file, one after another."""
 
     def __init__(self, tensors: PeftTensors, dtype: str, rank: int, scale: float) -> None:
-        self.parts: list[NDArray[Any]] = []
+        self.parts: list[memoryview] = []
         self._tensors = tensors
         self._dtype = dtype
         self._rank = rank
@@ -205,24 +205,24 @@ class _Blob:
 
     def _append(self, array: NDArray[Any], shape: tuple[int, int], experts: int) -> TensorPlace:
         place = TensorPlace(self._position, *shape, experts)
-        self.parts.append(np.ascontiguousarray(array))
+        self.parts.append(np.ascontiguousarray(array).data)
         self._position += math.prod(place.shape)
         return place
 
 
 def _write(
-    out: Path, blob: list[NDArray[Any]], digest: str, table: ModuleTable, rank: int, modules: tuple[PackedModule, ...]
+    out: Path, blob: list[memoryview], digest: str, table: ModuleTable, rank: int, modules: tuple[PackedModule, ...]
 ) -> LayoutHeader:
     found = hashlib.sha256()
-    for array in blob:
-        found.update(array)
+    for tensor in blob:
+        found.update(tensor)
     fields: dict[str, Any] = {
         "format": FORMAT,
         "digest": digest,
         "layout": table.fingerprint(),
         "dtype": table.dtype,
         "rank": rank,
-        "blob_bytes": sum(array.nbytes for array in blob),
+        "blob_bytes": sum(tensor.nbytes for tensor in blob),
         "blob_sha256": found.hexdigest(),
         "modules": [
             {
@@ -240,8 +240,8 @@ def _write(
         file.write(struct.pack("<Q", len(raw)))
         file.write(raw)
         file.write(b"\0" * (offset - 8 - len(raw)))
-        for array in blob:
-            file.write(array)
+        for tensor in blob:
+            file.write(tensor)
     return read_header(out)
 
 

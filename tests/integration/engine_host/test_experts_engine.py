@@ -18,6 +18,7 @@ from tests.fixtures_engine import ALL_TARGETS, MAX_RANK, START_TIMEOUT_S, Runnin
 
 from openmint.bases import read_base_folder
 from openmint.settings import CommonSettings
+from openmint_engine_host.plugin import die_with_parent
 
 pytestmark = pytest.mark.engine
 
@@ -82,19 +83,15 @@ def stock_url(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
             stdout=log,
             stderr=log,
             start_new_session=True,
+            preexec_fn=die_with_parent,
         )
     yield f"http://127.0.0.1:{port}", folder
     os.killpg(server.pid, signal.SIGTERM)
     server.wait(60)
 
 
-@pytest.fixture(scope="module")
-def both_starting(starting_engine: RunningEngine, stock_url: tuple[str, Path]) -> None:
-    """Two starts side by side take as long as one."""
-
-
 @pytest.fixture
-async def engine(both_starting: None, starting_engine: RunningEngine) -> AsyncIterator[RunningEngine]:
+async def engine(starting_engine: RunningEngine) -> AsyncIterator[RunningEngine]:
     await starting_engine.until_ready()
     await starting_engine.clear()
     yield starting_engine
