@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -150,6 +151,7 @@ class Field:
         await ours.__aenter__()
         self._ours, self._without = ours, without
         await ours.seed(self._policies)
+        _say(f"openmint is up{' without ' + without if without else ''}")
         return ours
 
     async def _close_ours(self) -> None:
@@ -164,6 +166,7 @@ class Field:
             await asyncio.to_thread(shelf.put_stock, self._policies, folder)
             stock = StockEngines(self._base_folder, folder, ENGINES, self._limits, log_dir=self._scratch)
             self._stock = await self._open.enter_async_context(stock)
+            _say("stock engines are up")
         return self._stock
 
     def _pids(self) -> dict[str, int]:
@@ -171,6 +174,10 @@ class Field:
             return {}
         parts = ("gateway", "scheduler", *(f"engine-{name}" for name in self._ours.engine_names))
         return {part: self._ours.pid_of(part) for part in parts}
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class _Capped:

@@ -7,11 +7,24 @@ import pytest
 
 from load.clients.records import Call, Outcome
 from load.many_policies.figures import figures_of
-from load.many_policies.plan import CLOSED, HEAVY, LIGHT, OURS, Contender, Extent, best_caps, extent, planned_rows
+from load.many_policies.plan import (
+    CLOSED,
+    HEAVY,
+    LIGHT,
+    OURS,
+    SWITCHES,
+    Contender,
+    Extent,
+    best_caps,
+    extent,
+    planned_rows,
+)
 from load.many_policies.rows import Row, RowBook, comma_separated, markdown
 from load.many_policies.verdict import DENSE, judge, ratio
 from load.report import ReportBuilder
 from load.stack.policies import Policy
+from openmint_gateway.settings import GatewaySettings
+from openmint_scheduler.settings import SchedulerSettings
 
 ROW = Row(
     base="dense",
@@ -137,3 +150,13 @@ def test_names_of_contenders_tell_rule_cap_and_missing_part() -> None:
     assert OURS.name == "ours"
     assert Contender("hash", 80).name == "hash+cap80"
     assert Contender("ours", without="grouping").name == "ours-without-grouping"
+
+
+@pytest.mark.parametrize("part", sorted(SWITCHES))
+def test_every_switch_is_a_setting_of_a_service_and_changes_it(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in SWITCHES[part].items():
+        field = variable.removeprefix("OPENMINT_").lower()
+        settings = GatewaySettings if field in GatewaySettings.model_fields else SchedulerSettings
+        usual = getattr(settings(), field)
+        monkeypatch.setenv(variable, value)
+        assert getattr(settings(), field) != usual
