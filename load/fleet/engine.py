@@ -1,8 +1,8 @@
 """One engine of a simulated fleet: the timings of `openmint.engines.simulated`, plus requests that take time.
 
 Modelled: stagings side by side, one gap at a time with everything that is ready in it, draining, running and waiting
-requests, a bound on distinct adapters that run at once, a boot that ends. Left out: tokens one by one, the prefix cache,
-and what a load costs the requests that run beside it.
+requests, a bound on distinct adapters that run at once, a boot that ends. Left out: tokens one by one, the prefix
+cache, and what a load costs the requests that run beside it.
 """
 
 from collections import deque

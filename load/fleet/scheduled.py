@@ -6,6 +6,7 @@ Messages take BUS_S. Left out: leadership, the bus losing messages, verdicts `bu
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +18,6 @@ from openmint_scheduler.messages import (
     AnswerFailed,
     Attach,
     AttachDone,
-    Command,
     CommandFailed,
     EngineBeat,
     EngineGone,
@@ -53,7 +53,8 @@ TENANTS = 50
 POOL = "serve"
 ADAPTER_BYTES = 5_000_000
 
-CONTROLLING = (Stage, Attach, Remove, FetchState)
+EngineCommand = Stage | Attach | Remove | FetchState
+"""Commands whose end is told."""
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ class Scheduled:
         self._gateways = [Gateway(number) for number in range(GATEWAYS)]
         self._engines: dict[str, FleetEngine] = {}
         self._where: dict[str, list[str]] = {}
-        self._commands: dict[str, dict[int, Command]] = {}
+        self._commands: dict[str, dict[int, EngineCommand]] = {}
         self._applied: dict[str, int] = {}
         self._arrived = 0
         self._deaths = 0
@@ -123,7 +124,7 @@ class Scheduled:
         self._timeline.after(first_beat_s, self._beat, engine, engine.boot_id)
 
     def died(self, engine: FleetEngine) -> None:
-        """Commands to it fail; gateways notice at once that nobody listens there, the core is told, or hears nothing."""
+        """Commands to it fail; gateways notice at once that nobody listens; the core is told, or hears nothing."""
         for digest in engine.adapters:
             self._leave(digest, engine.name)
         for gateway in self._gateways:
@@ -142,7 +143,7 @@ class Scheduled:
         self.cost.cpu_ns[kind] += time.thread_time_ns() - began_ns
         self.cost.calls[kind] += 1
         for command in commands:
-            if isinstance(command, CONTROLLING):
+            if isinstance(command, EngineCommand):
                 engine = self._engines[command.engine]
                 if not engine.is_alive or engine.boot_id != command.boot_id:
                     self._timeline.after(BUS_S, self._fail, command)
@@ -154,7 +155,7 @@ class Scheduled:
             elif isinstance(command, Unstage):
                 self._engines[command.engine].staged.pop(command.digest, None)
 
-    def _carry_out(self, engine: FleetEngine, command: Command) -> None:
+    def _carry_out(self, engine: FleetEngine, command: EngineCommand) -> None:
         match command:
             case Stage():
                 engine.stage(command.digest, partial(self._answer, engine, command, partial(_stage_done, command)))
@@ -170,8 +171,6 @@ class Scheduled:
             case FetchState():
                 asked_s = self._timeline.now_s - BUS_S
                 engine.after(engine.shape.timings.look_s, partial(self._look, engine, command, asked_s))
-            case _:
-                raise AssertionError(command)
 
     def _attached(self, engine: FleetEngine, command: Attach) -> None:
         results: list[AttachResult] = []
@@ -189,9 +188,7 @@ class Scheduled:
                 self._tally.loaded(digest, self._timeline.now_s)
                 engine.after(BUS_S, partial(self._resident, engine.name, digest))
         self._apply(engine, command.command)
-        self._answer(
-            engine, command, lambda: AttachDone(engine.name, command.boot_id, command.command, tuple(results))
-        )
+        self._answer(engine, command, lambda: AttachDone(engine.name, command.boot_id, command.command, tuple(results)))
 
     def _remove(self, engine: FleetEngine, command: Remove, ends_s: float) -> None:
         held = engine.adapters.get(command.digest)
@@ -227,12 +224,11 @@ class Scheduled:
         )  # fmt: skip
         self._answer(engine, command, lambda: EngineLooked(command.command, state, asked_s))
 
-    def _answer(self, engine: FleetEngine, command: Command, outcome: "partial[Incoming]") -> None:
+    def _answer(self, engine: FleetEngine, command: EngineCommand, outcome: Callable[[], Incoming]) -> None:
         self._commands[engine.name].pop(command.command, None)
         self._timeline.after(BUS_S, self.tell, outcome())
 
-    def _fail(self, command: Command) -> None:
-        assert isinstance(command, CONTROLLING)
+    def _fail(self, command: EngineCommand) -> None:
         self.tell(CommandFailed(command.engine, command.boot_id, command.command, "engine_failed", "it is down"))
 
     def _beat(self, engine: FleetEngine, boot_id: object) -> None:

@@ -117,17 +117,42 @@ class World(RuleBasedStateMachine):
     def heartbeat(self, box):
         running = sum(in_flight for _, in_flight, _ in box.residents.values())
         return EngineBeat(
-            box.name, box.boot_id, POOLS[box.name], box.condition, CAPACITY, 16, box.version, box.last_command,
-            running, 0, 4,
-        )  # fmt: skip
+            box.name,
+            box.boot_id,
+            POOLS[box.name],
+            box.condition,
+            CAPACITY,
+            16,
+            box.version,
+            box.last_command,
+            running,
+            0,
+            4,
+        )
 
     def seen(self, box):
         residents = tuple(Resident(d, name, n, 5_000_000, served) for d, (name, n, served) in box.residents.items())
         return EngineState(
-            box.name, "base", "", box.boot_id, POOLS[box.name], "http://e", box.condition, "", frozenset(), CAPACITY,
-            2, 16, 4, box.version, box.last_command, sum(r.in_flight for r in residents), 0, residents,
+            box.name,
+            "base",
+            "",
+            box.boot_id,
+            POOLS[box.name],
+            "http://e",
+            box.condition,
+            "",
+            frozenset(),
+            CAPACITY,
+            2,
+            16,
+            4,
+            box.version,
+            box.last_command,
+            sum(r.in_flight for r in residents),
+            0,
+            residents,
             tuple(sorted(box.staged)),
-        )  # fmt: skip
+        )
 
     # Those who want.
 
@@ -135,8 +160,14 @@ class World(RuleBasedStateMachine):
         tenant = f"t{number % 2}"
         return Wanted(LoadKey(pool, digest(number)), tenant, f"{tenant}/p{number}", 8, 5_000_000)
 
-    @rule(number=revisions, pool=pools, waiter=waiters, load_class=classes, patience_s=st.sampled_from((2.0, 10.0, 60.0)),  # fmt: skip
-          is_renewal=st.booleans())  # fmt: skip
+    @rule(
+        number=revisions,
+        pool=pools,
+        waiter=waiters,
+        load_class=classes,
+        patience_s=st.sampled_from((2.0, 10.0, 60.0)),
+        is_renewal=st.booleans(),
+    )
     def somebody_asks(self, number, pool, waiter, load_class, patience_s, is_renewal):
         wanted = self.wanted(number, pool)
         deadline_s = self.now_s + patience_s
