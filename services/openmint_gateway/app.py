@@ -23,6 +23,7 @@ from openmint.health import reporting_health
 from openmint.identifiers import new_id
 from openmint.local_stack.plan import secret_file
 from openmint.logs import configure_logging
+from openmint.tracing import start_tracing, stop_tracing
 from openmint_gateway.alias_feed import AliasFeed
 from openmint_gateway.asgi_input import AsgiApp
 from openmint_gateway.base_models import BaseModels
@@ -214,7 +215,9 @@ def main() -> None:
 
     settings = GatewaySettings().resolve()
     configure_logging(SERVICE, settings)
+    start_tracing(SERVICE, settings)
     uvloop.run(serve(settings))
+    stop_tracing()
 
 
 if __name__ == "__main__":

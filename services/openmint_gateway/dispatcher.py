@@ -10,6 +10,7 @@ from typing import Protocol
 import orjson
 import structlog
 
+from openmint import tracing
 from openmint.catalog.resolution import Resolution
 from openmint.clock import Clock
 from openmint.engines.protocol import REVISION_HEADER, TENANT_HEADER, VERDICT_HEADER
@@ -195,7 +196,8 @@ class Dispatcher:
                 raise self._too_late(order, seat)
             if not seat.is_loading:
                 try:
-                    await seat.turn()
+                    with tracing.begin("gateway.wait", waits_for="room"):
+                        await seat.turn()
                 finally:
                     journey.queue_ms += (self._clock.monotonic_s() - started_s) * 1000
                 may_go = not seat.is_loading
@@ -227,7 +229,8 @@ class Dispatcher:
     async def _ask(self, order: Order, placement: Placement) -> EngineAnswer:
         body = orjson.dumps({**order.body, "model": placement.adapter_name})
         try:
-            answer = await self._client.post(placement.url + order.path, body, self._headers(order))
+            with tracing.begin("gateway.ask", engine=placement.engine):
+                answer = await self._client.post(placement.url + order.path, body, self._headers(order))
         except EngineUnreachable:
             raise
         except EngineFailed as error:
@@ -245,6 +248,7 @@ class Dispatcher:
             TENANT_HEADER: order.tenant,
             # Not the caller's id: an engine takes this as its own, and two of the same would collide there.
             "x-request-id": str(new_id()),
+            **tracing.trace_headers(),
         }
 
 

@@ -9,7 +9,7 @@ import math
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import orjson
 import structlog
@@ -17,8 +17,10 @@ import structlog
 from openmint.catalog.resolution import Resolution
 from openmint.errors import BadRequest, EngineFailed, NotFound, OpenmintError
 from openmint.identifiers import BaseModelName, PolicyModel, new_id, parse_model
+from openmint.tracing import begin, begin_trace
 from openmint_gateway.asgi_input import (
     MAX_BODY_BYTES,
+    MAX_WAIT_HEADER,
     AsgiApp,
     ClientLeft,
     Receive,
@@ -32,8 +34,9 @@ from openmint_gateway.asgi_input import (
 )
 from openmint_gateway.base_models import BaseModels
 from openmint_gateway.cache_salt import CacheSalts
-from openmint_gateway.dispatcher import Dispatched, Dispatcher, Journey, Order
+from openmint_gateway.dispatcher import Dispatched, Dispatcher, Order
 from openmint_gateway.event_splitter import EventSplitter
+from openmint_gateway.exchange import Exchange
 from openmint_gateway.inference_fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
@@ -58,9 +61,6 @@ from openmint_gateway.usage_meter import UsageMeter
 
 log = structlog.get_logger()
 
-MAX_WAIT_HEADER = b"x-openmint-max-wait-s"
-"""The caller's own bound on the wait for the first token; the setting's bound holds beside it."""
-
 WAITING_COMMENT = b": waiting\n\n"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -76,40 +76,6 @@ ROUTES = {
     "/v1/completions": _Route(COMPLETION_FIELDS, "prompt"),
 }
 MODELS = "/v1/models"
-
-
-@dataclass(slots=True)
-class _Exchange:
-    """One request and what is known of it so far: the material of its log line."""
-
-    route: str
-    request_id: str
-    started_s: float
-    caller: Caller | None = None
-    model: str = ""
-    policy: str = ""
-    fingerprint: str = ""
-    revision: str = ""
-    is_stale: bool = False
-    is_stream: bool = False
-    wait_s: float | None = None
-    status: int = 0
-    outcome: str = "answered"
-    error_code: str = ""
-    first_token_ms: float | None = None
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    has_started: bool = False
-    journey: Journey = field(default_factory=Journey)
-
-    def headers(self) -> Headers:
-        """The headers of every answer, as far as they are known."""
-        headers: Headers = [(b"x-openmint-request-id", self.request_id.encode())]
-        if self.revision:
-            headers.append((b"x-openmint-revision", self.revision.encode()))
-        if self.is_stale:
-            headers.append((b"x-openmint-stale", b"true"))
-        return headers
 
 
 class HotPath:
@@ -153,20 +119,24 @@ class HotPath:
         if path not in ROUTES and path != MODELS and not path.startswith(MODELS + "/"):
             await self._inner(scope, receive, send)
             return
-        exchange = _Exchange(path if path in ROUTES else MODELS, _request_id(scope), time.monotonic())
-        try:
-            await self._serve(exchange, scope, receive, send)
-        except ClientLeft:
-            exchange.outcome = "hung_up"
-        except asyncio.CancelledError:
-            exchange.outcome = "cut_off"
-            raise
-        except Exception as error:
-            await self._answer_error(exchange, error, send)
-        finally:
-            self._close(exchange)
+        exchange = Exchange(path if path in ROUTES else MODELS, _request_id(scope), time.monotonic())
+        with begin_trace(
+            "gateway.request", parent=header(scope, b"traceparent"), request_id=exchange.request_id
+        ) as span:
+            try:
+                await self._serve(exchange, scope, receive, send)
+            except ClientLeft:
+                exchange.outcome = "hung_up"
+            except asyncio.CancelledError:
+                exchange.outcome = "cut_off"
+                raise
+            except Exception as error:
+                await self._answer_error(exchange, error, send)
+            finally:
+                self._close(exchange)
+                exchange.tell(span)
 
-    async def _serve(self, exchange: _Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         check_head(scope)
         expected = "POST" if exchange.route in ROUTES else "GET"
         if scope["method"] != expected:
@@ -192,7 +162,7 @@ class HotPath:
                 task.cancel()
             await asyncio.gather(work, watcher, return_exceptions=True)
 
-    async def _infer(self, exchange: _Exchange, caller: Caller, request: InferenceRequest, send: Send) -> None:
+    async def _infer(self, exchange: Exchange, caller: Caller, request: InferenceRequest, send: Send) -> None:
         exchange.model, exchange.is_stream = request.model, request.is_stream
         order = await self._admit(exchange, caller, request)
         if request.is_stream:
@@ -200,7 +170,7 @@ class HotPath:
         else:
             await self._answer_whole(exchange, order, send)
 
-    async def _admit(self, exchange: _Exchange, caller: Caller, request: InferenceRequest) -> Order:
+    async def _admit(self, exchange: Exchange, caller: Caller, request: InferenceRequest) -> Order:
         """Fix the revision. From here on it does not change for this request."""
         name = parse_model(request.model)
         revision: Resolution | None = None
@@ -231,11 +201,12 @@ class HotPath:
             wait_s=exchange.wait_s,
         )
 
-    async def _answer_whole(self, exchange: _Exchange, order: Order, send: Send) -> None:
+    async def _answer_whole(self, exchange: Exchange, order: Order, send: Send) -> None:
         dispatched = await self._dispatcher.send(order, exchange.journey)
         try:
             # Read whole before the status line, so that an engine's death is a 502 and never half an answer.
-            body = _read_answer(await dispatched.answer.read())
+            with begin("gateway.answer"):
+                body = _read_answer(await dispatched.answer.read())
             dispatched.ended()
         finally:
             dispatched.close()
@@ -246,7 +217,7 @@ class HotPath:
         exchange.completion_tokens = int(usage.get("completion_tokens") or 0)
         await _respond(send, exchange, 200, b"application/json", orjson.dumps(body))
 
-    async def _stream(self, exchange: _Exchange, order: Order, request: InferenceRequest, send: Send) -> None:
+    async def _stream(self, exchange: Exchange, order: Order, request: InferenceRequest, send: Send) -> None:
         dispatching = asyncio.create_task(self._dispatcher.send(order, exchange.journey))
         try:
             await asyncio.wait({dispatching}, timeout=self._status_hold_s)
@@ -262,19 +233,20 @@ class HotPath:
         finally:
             dispatched.close()
 
-    async def _copy(self, exchange: _Exchange, dispatched: Dispatched, request: InferenceRequest, send: Send) -> None:
+    async def _copy(self, exchange: Exchange, dispatched: Dispatched, request: InferenceRequest, send: Send) -> None:
         splitter = EventSplitter(
             dispatched.placement.adapter_name,
             request.model,
             exchange.fingerprint,
             wants_usage=request.wants_usage,
         )
-        tally = splitter.tally
+        tally, waiting = splitter.tally, begin("gateway.first_token")
         try:
             async for chunk in dispatched.answer.chunks():
                 events = splitter.feed(chunk)
                 if tally.events and exchange.first_token_ms is None:
                     dispatched.started()
+                    waiting.end()
                     exchange.first_token_ms = (time.monotonic() - exchange.started_s) * 1000
                 if events:
                     await self._send_stream(exchange, events, send)
@@ -282,6 +254,7 @@ class HotPath:
                 raise EngineFailed("the engine ended the stream before it was complete")
             dispatched.ended()
         finally:
+            waiting.end("no_token")
             exchange.prompt_tokens, exchange.completion_tokens = tally.prompt_tokens, tally.completion_tokens
             if not tally.completion_tokens:
                 # Broken off before the engine's own count: every event carried about one token.
@@ -290,7 +263,7 @@ class HotPath:
                 exchange.outcome, exchange.error_code = "broken", "engine_error"
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_stream(self, exchange: _Exchange, data: bytes, send: Send) -> None:
+    async def _send_stream(self, exchange: Exchange, data: bytes, send: Send) -> None:
         if not exchange.has_started:
             exchange.has_started, exchange.status = True, 200
             headers = [
@@ -302,7 +275,7 @@ class HotPath:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def _answer_error(self, exchange: _Exchange, error: Exception, send: Send) -> None:
+    async def _answer_error(self, exchange: Exchange, error: Exception, send: Send) -> None:
         known = as_openmint_error(error)
         if not isinstance(error, OpenmintError):
             log.exception("request.crashed", request_id=exchange.request_id)
@@ -315,12 +288,12 @@ class HotPath:
         body = orjson.dumps(openai_error(known))
         await _respond(send, exchange, known.http_status, b"application/json", body, error_headers(known))
 
-    async def _serve_models(self, exchange: _Exchange, caller: Caller, scope: Scope, send: Send) -> None:
+    async def _serve_models(self, exchange: Exchange, caller: Caller, scope: Scope, send: Send) -> None:
         name = scope["path"].removeprefix(MODELS).strip("/")
         body = await (self._models.one(caller.tenant, name) if name else self._models.page(caller.tenant, scope))
         await _respond(send, exchange, 200, b"application/json", orjson.dumps(body))
 
-    def _close(self, exchange: _Exchange) -> None:
+    def _close(self, exchange: Exchange) -> None:
         """Count it and say it in one line."""
         total_ms = (time.monotonic() - exchange.started_s) * 1000
         caller = exchange.caller
@@ -393,7 +366,7 @@ def _read_answer(data: bytes) -> JsonObject:
 
 
 async def _respond(
-    send: Send, exchange: _Exchange, status: int, kind: bytes, body: bytes, extra: Headers | None = None
+    send: Send, exchange: Exchange, status: int, kind: bytes, body: bytes, extra: Headers | None = None
 ) -> None:
     exchange.status, exchange.has_started = status, True
     headers = [

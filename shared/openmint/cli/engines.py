@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 
 from openmint.cli.fleet_view import FleetView, Mine, Watch, open_view, seconds, show
-from openmint.cli.output import Json, make_table
+from openmint.cli.output import Json, make_table, short
 
 if TYPE_CHECKING:
     from openmint.engines.scheduler_view import EngineSeen
@@ -19,12 +19,20 @@ def add_to(app: typer.Typer) -> None:
     app.command()(engines)
 
 
-def engines(watch: Watch = False, mine: Mine = False, json: Json = False) -> None:
-    """Show the engines: condition, residents, load. With --json also what each of them holds."""
+def engines(
+    residents: Annotated[bool, typer.Option("--residents", help="Also what each of them holds.")] = False,
+    watch: Watch = False,
+    mine: Mine = False,
+    json: Json = False,
+) -> None:
+    """Show the engines: condition, residents, load."""
+
+    def tables(view: FleetView) -> RenderableType:
+        return Group(engine_table(view), "", resident_table(view)) if residents else engine_table(view)
 
     async def look() -> None:
-        async with open_view(mine=mine, residents=json) as view:
-            await show(view, engine_table, engine_values, watch=watch, as_json=json)
+        async with open_view(mine=mine, residents=residents) as view:
+            await show(view, tables, engine_values, watch=watch, as_json=json)
 
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(look())
@@ -36,6 +44,17 @@ def engine_table(view: FleetView) -> RenderableType:
         "engine", "base", "pools", "condition", "residents", "staged", "running", "waiting", "loads", "heartbeat",
     )  # fmt: skip
     return make_table(columns, [_row(engine) for engine in view.engines])
+
+
+def resident_table(view: FleetView) -> RenderableType:
+    """One adapter on one engine a row; what is in use first."""
+    rows: list[tuple[object, ...]] = []
+    for engine in view.engines:
+        for held in sorted(engine.residents, key=lambda held: (-held.in_flight, held.adapter_name)):
+            policy = held.adapter_name.partition("@")[0]
+            leaving = "leaving" if held.is_leaving else None
+            rows.append((engine.engine, policy, short(held.revision), held.in_flight, held.adapter_bytes, leaving))
+    return make_table(("engine", "policy", "revision", "in flight", "bytes", ""), rows)
 
 
 def engine_values(view: FleetView) -> object:
