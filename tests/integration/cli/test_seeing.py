@@ -100,6 +100,18 @@ async def test_the_operator_sees_engines_and_loads(shell: Shell, night: Night):
     assert "1 loads, 0 waiting" in table
 
 
+async def test_what_is_loaded_where_is_listed_by_adapter(shell: Shell, night: Night):
+    night.engine._timings = SimulatedTimings()
+    await night.ask()
+    async with asyncio.timeout(10):
+        while DIGEST not in night.engine.adapters:
+            await asyncio.sleep(0.05)
+    listed = (await shell.run("engines", "--residents")).stdout
+    assert "acme/tone" in listed
+    (engine,) = [e for e in await shell.json("engines", "--residents") if e["base"] == night.base]
+    assert [held["revision"] for held in engine["residents"]] == [DIGEST]
+
+
 async def test_watching_shows_one_look_after_the_other(
     shell: Shell, night: Night, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
