@@ -84,6 +84,10 @@ class EngineEntry:
     """Usable, with room for one load more, as last judged."""
     burden: int = 0
     """Loads on their way and, in quarters of what a step takes, requests."""
+    attach_s: float = 0.0
+    """What one attach takes, smoothed over batches."""
+    cheapest: float = 0.0
+    """The smallest loss that an eviction here costs, as of the last look or eviction."""
     paused_until_s: float = 0.0
     """No attach before: its running streams have their turn."""
     evictable: int = 0

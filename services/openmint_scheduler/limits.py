@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field
 
+ENGINES_PER_QUEUE = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What the core allows."""
 
     max_waiting: int = 2000
-    """Loads that wait in one pool. At some 10 ms a load on one engine, further ones would wait longer than anybody."""
+    """Loads that wait in a pool of up to `ENGINES_PER_QUEUE` engines, and in proportion in a larger one. At some 10 ms
+    a load they take five seconds, and with the slow loads of a large model longer than anybody waits."""
 
     tenant_share: float = 0.5
     """The part of `max_waiting` that one tenant may take: the other half is always open to others."""
@@ -42,6 +45,9 @@ class Limits:
 
     demand_half_life_s: float = 300.0
     """Demand half forgotten: long enough to see what is wanted once in minutes, which is what evictions are about."""
+
+    max_pause_s: float = 0.25
+    """How long the streams of a busy engine may stand still for one batch of attaches."""
 
     max_staged: int = 256
     """Staged copies per engine's machine, beyond which the longest unused is dropped."""
@@ -112,3 +118,7 @@ class Limits:
 
     tenant_weights: dict[str, float] = field(default_factory=dict[str, float])
     """A tenant's share of the loads relative to 1."""
+
+    def most_waiting(self, engines: int) -> int:
+        """Loads that may wait in a pool of so many engines."""
+        return self.max_waiting * max(1, -(-engines // ENGINES_PER_QUEUE))

@@ -21,9 +21,13 @@ from openmint_scheduler.messages import (
     StageDone,
 )
 from openmint_scheduler.progress import pause_after
+from openmint_scheduler.replication import replicate
 from openmint_scheduler.reports import DEATH_TRIES, restore
 from openmint_scheduler.state import InFlight, SchedulerState
 from openmint_scheduler.suspects import examined, go_on, unlearnt
+
+ATTACH_SMOOTHING = 0.3
+"""Of the newest batch, in the mean time of an attach."""
 
 
 def settle(
@@ -71,6 +75,7 @@ def attached(
     entry.attaching = ()
     outcomes = {result.digest: result for result in results}
     attach_s = sum(result.attach_ms for result in results) / 1000.0
+    entry.attach_s += ATTACH_SMOOTHING * (attach_s / max(1, len(results)) - entry.attach_s)
     loads = [load for digest in outcomes if (load := state.assigned_load(entry, digest)) is not None]
     best = min((CLASS_RANKS[load.load_class] for load in loads), default=0)
     pause_after(state, entry, best, attach_s, now_s)
@@ -86,6 +91,8 @@ def attached(
                 state.note("adapter.attached", load.wanted, engine=entry.engine, attach_ms=result.attach_ms,
                            wait_s=wait_s, load_class=load.load_class)  # fmt: skip
             arrived(state, entry, digest, now_s)
+            if digest in state.hot:
+                replicate(state, digest, now_s)
         elif result.error_code == "bad_adapter":
             refuse(state, digest, result.error, now_s)
         elif load is not None:

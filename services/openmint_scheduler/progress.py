@@ -50,7 +50,7 @@ def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
     if len(ready) > 1:
         ready.sort(key=lambda load: (CLASS_RANKS[load.load_class], load.deadline_s, load.wanted.key))
     occupied = entry.occupied
-    fits = min(max(0, entry.capacity - occupied), state.limits.max_attach_batch)
+    fits = min(max(0, entry.capacity - occupied), most_at_once(state, entry))
     if not entry.attaching and fits and now_s >= entry.paused_until_s:
         batch = next_batch(ready, fits)
         ready = [load for load in ready if load not in batch]
@@ -69,6 +69,14 @@ def fill(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
     if occupied >= entry.capacity and not entry.removing and not entry.attaching:
         for load in [load for load in ready if now_s - load.since_s > state.limits.stuck_s]:
             try_again(state, load, f"no room on {entry.engine}", now_s, tries=0)
+
+
+def most_at_once(state: SchedulerState, entry: EngineEntry) -> int:
+    """Attaches in one gap: as many as wait, but running streams stand still no longer than the limit says."""
+    most = state.limits.max_attach_batch
+    if entry.running and entry.attach_s > 0:
+        most = min(most, max(1, int(state.limits.max_pause_s / entry.attach_s)))
+    return most
 
 
 def next_batch(ready: list[Load], fits: int) -> list[Load]:

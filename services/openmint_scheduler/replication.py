@@ -1,9 +1,12 @@
-"""Hot revisions get a second copy before their engine is full of them, and lose it when they have cooled down.
+"""Hot revisions get further copies before their engines are full of them, and lose them when they have cooled down.
 
-What a revision takes is its sequences in flight, smoothed over looks, against what one step of its engines takes. Above
-HOT_SHARE on every engine that holds it, it is hot and gets one more copy; it stays hot until fewer copies would leave
-it below COLD_SHARE, so that it is not copied and dropped in turns. Copies of what is not hot are the cheapest to evict.
+Two things make a revision hot: its own sequences fill HOT_SHARE of what its engines take in a step, or it is the largest
+on an engine that is nearly full while others have time. It gets as many copies as bring it below HOT_SHARE, one after the
+other. It stays hot until one copy less would leave it below COLD_SHARE, so that it is not copied and dropped in turns;
+copies of what is not hot are the cheapest to evict.
 """
+
+from math import ceil
 
 from openmint.events.serving import SERVE_POOL
 from openmint_scheduler.ledger import EngineEntry
@@ -14,31 +17,52 @@ from openmint_scheduler.state import REPLICATOR, SchedulerState
 HOT_SHARE = 0.5
 COLD_SHARE = 0.25
 
+FULL_SHARE = 0.85
+"""An engine that runs so much of what a step takes is about to let requests wait."""
+
+TIME_SHARE = 0.7
+"""An engine that runs less than this has time for one more copy."""
+
 
 def consider(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
     """Judge the residents of an engine that has just been looked at."""
     if not state.limits.replicates or SERVE_POOL not in entry.pools:
         return
+    largest, most = "", 0
     for digest, resident in entry.residents.items():
-        if resident.busy >= HOT_SHARE * entry.max_running:
-            replicate(state, digest, now_s)
+        if resident.in_flight > most:
+            largest, most = digest, resident.in_flight
+        if resident.in_flight >= HOT_SHARE * entry.max_running:
+            heat(state, digest, now_s)
         elif digest in state.hot:
             cool(state, digest)
+    if largest and entry.running + entry.waiting >= FULL_SHARE * entry.max_running and largest not in state.hot:
+        state.hot[largest] = state.ledger.copies(largest) + 1
+        replicate(state, largest, now_s)
+
+
+def heat(state: SchedulerState, digest: str, now_s: float) -> None:
+    """Want as many copies as what is in flight needs; it may be waiting for more than is seen."""
+    holders = state.ledger.serving(SERVE_POOL, digest)
+    if not holders:
+        return
+    in_flight = sum(entry.residents[digest].in_flight for entry in holders)
+    mean_room = sum(entry.max_running for entry in holders) / len(holders)
+    state.hot[digest] = max(state.hot.get(digest, 1), ceil(in_flight / (HOT_SHARE * mean_room)))
+    replicate(state, digest, now_s)
 
 
 def replicate(state: SchedulerState, digest: str, now_s: float) -> None:
-    """One more copy, if all copies are hot and some engine without one has time for it."""
-    holders = state.ledger.serving(SERVE_POOL, digest)
+    """Begin one more copy, if fewer are there than are wanted and some engine without one has time for it."""
     key = LoadKey(SERVE_POOL, digest)
-    if any(e.residents[digest].busy < HOT_SHARE * e.max_running for e in holders):
-        return
-    state.hot.add(digest)
+    holders = state.ledger.serving(SERVE_POOL, digest)
     wanted = state.wanted.get(key)
-    if wanted is None or key in state.loads:
+    if wanted is None or key in state.loads or len(holders) >= state.hot.get(digest, 1):
         return
     held = {entry.engine for entry in holders}
-    others = [e for e in state.pool(SERVE_POOL).open.values() if e.engine not in held]
-    if not any(e.running + e.waiting < HOT_SHARE * e.max_running for e in others):
+    pool = state.pool(SERVE_POOL)
+    others = [e for e in pool.candidates(digest) if e.engine not in held] if pool.open else []
+    if not any(e.running + e.waiting < TIME_SHARE * e.max_running for e in others):
         return
     deadline_s = now_s + state.limits.prefetch_patience_s
     state.interest.renew(key, REPLICATOR, "prefetch", deadline_s, now_s, lapse_s=state.limits.prefetch_patience_s)
@@ -54,4 +78,4 @@ def cool(state: SchedulerState, digest: str) -> None:
     busy = sum(entry.residents[digest].busy for entry in holders)
     room = sum(entry.max_running for entry in holders[:-1]) or (holders[0].max_running if holders else 1)
     if busy < COLD_SHARE * room:
-        state.hot.discard(digest)
+        del state.hot[digest]

@@ -58,6 +58,7 @@ def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:
     lost = state.ledger.look(seen, event.asked_s, now_s)
     if lost:
         state.out.append(Noted("engine.lost_adapters", {"engine": entry.engine, "adapters": len(lost)}))
+    cheapest = float("inf")
     for resident in seen.residents:
         known = entry.residents.get(resident.digest)
         if known is not None:
@@ -65,8 +66,11 @@ def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:
                 state.demand.add(resident.digest, now_s, float(resident.served - known.served))
             known.served = resident.served
             state.room.value(entry, resident.digest, known, now_s)
+            if known.in_flight == 0 and known.loss < cheapest:
+                cheapest = known.loss
         if state.is_awaited(entry, resident.digest):
             arrived(state, entry, resident.digest, now_s)
+    entry.cheapest = cheapest
     restore(state, lost, entry, now_s)
     consider(state, entry, now_s)
     go_on(state, entry, now_s)

@@ -73,5 +73,6 @@ class RoomMaker:
 
     def victims(self, entry: EngineEntry, wanted: int, now_s: float) -> list[str]:
         """Up to `wanted` residents to remove, cheapest first; between equals the one attached first."""
-        found = nsmallest(wanted, self.may_go(entry, now_s), key=lambda pair: (pair[1].loss, pair[1].attached_s))
-        return [digest for digest, _ in found]
+        found = nsmallest(wanted + 1, self.may_go(entry, now_s), key=lambda pair: (pair[1].loss, pair[1].attached_s))
+        entry.cheapest = found[wanted][1].loss if len(found) > wanted else float("inf")
+        return [digest for digest, _ in found[:wanted]]

@@ -74,8 +74,8 @@ class SchedulerState:
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
         self.suspects = SuspectBook()
-        self.hot: set[str] = set()
-        """Revisions that need more than one copy."""
+        self.hot: dict[str, int] = {}
+        """Revisions that need more than one copy, and how many."""
         self.room = RoomMaker(self, EVICTIONS[eviction])
         self.ordering = ORDERINGS[ordering]
         self.choose_engine = PLACEMENTS[placement]

@@ -70,7 +70,8 @@ def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
         state.loads[wanted.key] = load
         state.note("load.accepted", wanted, waiting=0, expected_wait_s=0.0)
         return
-    worst = queue.worst() if load.load_class != "prefetch" and len(queue) >= state.limits.max_waiting else None
+    queue.engines = len(pool.engines)
+    worst = queue.worst() if load.load_class != "prefetch" and len(queue) >= queue.most else None
     if worst is not None:
         fail(state, worst, "overloaded", "gave way to a request", pace.retry_after_s(len(queue), state.limits))
     most = pool.max_rank if pool.engines else wanted.rank
@@ -78,7 +79,7 @@ def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
         detail = f"{wanted.label}: rank {wanted.rank} is above {most}, the most an engine of this pool takes"
         fail(state, load, "load_failed", detail, None)
     elif queue.is_full_for(wanted.tenant):
-        who = "the load queue" if len(queue) >= state.limits.max_waiting else f"the share of {wanted.tenant} in it"
+        who = "the load queue" if len(queue) >= queue.most else f"the share of {wanted.tenant} in it"
         fail(state, load, "overloaded", f"{who} is full", pace.retry_after_s(len(queue), state.limits))
     elif pace.is_hopeless(len(queue), load.deadline_s - now_s):
         detail = f"{len(queue)} loads wait before it, longer than its deadline"
