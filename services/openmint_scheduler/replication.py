@@ -1,9 +1,9 @@
 """Hot revisions get further copies before their engines are full of them, and lose them when they have cooled down.
 
-Two things make a revision hot: its own sequences fill HOT_SHARE of what its engines take in a step, or it is the largest
-on an engine that is nearly full while others have time. It gets as many copies as bring it below HOT_SHARE, one after the
-other. It stays hot until one copy less would leave it below COLD_SHARE, so that it is not copied and dropped in turns;
-copies of what is not hot are the cheapest to evict.
+Two things make a revision hot: its own sequences fill HOT_SHARE of what its engines take in a step, or it is the
+largest on an engine that is nearly full while others have time. It gets as many copies as bring it below HOT_SHARE,
+one after the other. It stays hot until one copy less would leave it below COLD_SHARE, so that it is not copied and
+dropped in turns; copies of what is not hot are the cheapest to evict.
 """
 
 from math import ceil
