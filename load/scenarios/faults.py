@@ -6,6 +6,7 @@ Two engines, two schedulers, a keeper. Users go on asking during each fault. Los
 import asyncio
 import itertools
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ async def _run(folder: Path, plan: Plan, seed: int, report: ReportBuilder) -> No
         policies = [each.policy for each in shelved]
         used, cold = policies[:WARM_POLICIES], iter(policies[WARM_POLICIES:-1])
         await warm(stack, used)
+        _say("the stack is up and warm")
         for kind in plan.engine_kills:
             await _kill_engine(stack, kind, used, cold, seed, report)
         await _lose_leaders(stack, plan, used, cold, seed, report)
@@ -110,6 +112,7 @@ async def _kill_engine(
         back_s += max(0.0, time.monotonic() - killed_s - back_s)
         await asyncio.sleep(SETTLE_S)
     name = f"engine killed in {kind}"
+    _say(f"{name}: elsewhere within {max(waits, default=0.0):.2f} s, back after {back_s:.1f} s")
     report.measure(f"{name}: its policies answer elsewhere", "s", waits)
     report.measure(f"{name}: engine back", "s", [back_s])
     report.measure(f"{name}: requests lost after their first token", "requests", [float(len(traffic.lost_begun()))])
@@ -140,6 +143,7 @@ async def _lose_leaders(
                 send(pid, number)
                 found.append(await first_answer_s(stack, cold, began_s, ASK_EVERY_S, 30.0))
                 send(pid, signal.SIGCONT)
+            _say(f"{name}: {', '.join(f'{took_s:.2f}' for took_s in found)} s")
             report.measure(f"{name}: a cold load works again", "s", found)
             report.check_at_most(f"{name}: slowest of {times} (s)", max(found), bound_s)
     lost = traffic.lost_unbegun() + traffic.lost_begun()
@@ -165,6 +169,7 @@ async def _lose_bus(
             send(stack.pid_of("nats"), signal.SIGKILL)
             await client.close()
             found.append(await first_answer_s(stack, cold, began_s, ASK_EVERY_S, 60.0))
+    _say(f"bus restarted: {', '.join(f'{took_s:.2f}' for took_s in found)} s")
     report.measure("bus restarted without RESIDENCY: a cold load works again", "s", found)
     report.check_at_most("bus restarted without RESIDENCY: slowest (s)", max(found), BUS_BACK_S)
     lost = traffic.lost_unbegun() + traffic.lost_begun()
@@ -198,6 +203,7 @@ async def _poison(
         first = await stack.ask(Call(bad.policy, PROMPT, 1))
         quarantined_s = await until(look, POISON_LIMIT_S, 0.5)
         quarantined_s += max(0.0, time.monotonic() - began_s - quarantined_s)
+        _say(f"NaN adapter: first {first.status} {first.error[:80]!r}, quarantined after {quarantined_s:.1f} s")
         await _both_usable(stack)
         await until(look, 5.0)
         refused = await stack.ask(Call(bad.policy, PROMPT, 1))
@@ -254,6 +260,11 @@ async def _two_schedulers(stack: "OpenmintStack") -> None:
     await until(lambda: stack.pid_of("scheduler") and stack.pid_of("scheduler-2"), 60.0)
     await asyncio.sleep(2 * SETTLE_S)
     await _both_usable(stack)
+
+
+def _say(text: str) -> None:
+    """Where the run is: it takes minutes, and its report comes at the end."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _longest_gap_s(outcomes: "list[Outcome]", policy: "Policy", since_s: float) -> float:
