@@ -1,6 +1,7 @@
 """Traffic beside a fault: users who go on asking while something dies, and what they saw before, during and after."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -76,22 +77,24 @@ async def first_answer_s(
     Infinity when none answers within the limit.
     """
     asked: set[asyncio.Task[Outcome]] = set()
-    best = float("inf")
+    due_s = since_s
     try:
-        while time.monotonic() - since_s < limit_s:
-            asked.add(asyncio.create_task(stack.ask(Call(next(policies), PROMPT, 1))))
-            done, asked = await asyncio.wait(asked, timeout=every_s, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                outcome = task.result()
-                if outcome.is_answered and outcome.first_token_s is not None:
-                    best = min(best, outcome.first_token_s - since_s)
-            if best < float("inf"):
-                return best
+        while (now_s := time.monotonic()) - since_s < limit_s:
+            if now_s >= due_s:
+                due_s = now_s + every_s
+                asked.add(asyncio.create_task(stack.ask(Call(next(policies), PROMPT, 1))))
+            if not asked:
+                await asyncio.sleep(due_s - now_s)
+                continue
+            done, asked = await asyncio.wait(asked, timeout=due_s - now_s, return_when=asyncio.FIRST_COMPLETED)
+            answers = [o for o in (task.result() for task in done) if o.is_answered and o.first_token_s is not None]
+            if answers:
+                return min(o.first_token_s or math.inf for o in answers) - since_s
     finally:
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
-    return best
+    return math.inf
 
 
 async def until(condition: Callable[[], object], limit_s: float, every_s: float = 0.1) -> float:
