@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -53,8 +54,9 @@ class Field:
     """Two openmint engines with their services, two stock engines, and the policies of both. A side is started when the
     first row needs it."""
 
-    def __init__(self, base_folder: Path, scratch: Path, limits: EngineLimits) -> None:
-        self._base_folder, self._scratch, self._limits = base_folder, scratch, limits
+    def __init__(self, base_folder: Path, scratch: Path, limits: EngineLimits, logs: Path | None = None) -> None:
+        """With `logs`, those of our services are left there."""
+        self._base_folder, self._scratch, self._limits, self._logs = base_folder, scratch, limits, logs
         self._policies = make_policies(POLICIES)
         self._vocabulary = int(json.loads((base_folder / "config.json").read_text())["vocab_size"])
         self._open = AsyncExitStack()
@@ -156,8 +158,11 @@ class Field:
 
     async def _close_ours(self) -> None:
         ours, self._ours = self._ours, None
-        if ours is not None:
-            await ours.__aexit__(None, None, None)
+        if ours is None:
+            return
+        if self._logs is not None:
+            shutil.copytree(ours.state_dir / "logs", self._logs, dirs_exist_ok=True)
+        await ours.__aexit__(None, None, None)
 
     async def _stock_side(self) -> StockEngines:
         if self._stock is None:

@@ -72,7 +72,7 @@ async def _race(base_folder: Path, options: Options, book: "RowBook") -> None:
 
     base, wanted = base_folder.name, extent(is_quick=options.is_quick, seed=options.seed)
     scratch = Path(tempfile.mkdtemp(prefix="openmint-many-policies-"))
-    field = Field(base_folder, scratch, EngineLimits())
+    field = Field(base_folder, scratch, EngineLimits(), options.keep / "logs" if options.keep is not None else None)
     try:
         for planned in planned_rows(base, wanted, book):
             if planned.contender.rule == "hash" and VllmRouter.missing():
