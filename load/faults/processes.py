@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import time
 
 import asyncpg
 import psutil
@@ -42,3 +43,11 @@ def send(pid: int, number: signal.Signals) -> None:
     """A signal to one process, if it is there."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def age_s(pid: int) -> float:
+    """For how long a process has run; 0 when there is none."""
+    try:
+        return time.time() - psutil.Process(pid).create_time() if pid else 0.0
+    except psutil.NoSuchProcess:
+        return 0.0
