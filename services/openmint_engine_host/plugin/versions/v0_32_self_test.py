@@ -84,6 +84,8 @@ def check_experts(manager: Any) -> str:
             topk_ids=ids_TK.to(torch.int32),
             activation=layer.activation,
             global_num_experts=layer.global_num_experts,
+            expert_map=None,
+            apply_router_weight_on_input=False,
         )
         for row, slot in enumerate(slot_of_row):
             wanted_H = sum(
