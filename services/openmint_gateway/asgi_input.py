@@ -16,6 +16,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+MAX_WAIT_HEADER = b"x-openmint-max-wait-s"
+"""The caller's own bound on the wait for the first token; the setting's bound holds beside it."""
+
 MAX_HEADERS = 100
 MAX_HEADER_BYTES = 32 * 1024
 MAX_ADDRESS_BYTES = 8 * 1024

@@ -19,6 +19,7 @@ from openmint.errors import BadRequest, EngineFailed, NoEngine, Overloaded
 from openmint.identifiers import new_id
 from openmint_gateway.engine_client import EngineAnswer, EngineClient, EngineUnreachable
 from openmint_gateway.problems import JsonObject
+from openmint_gateway.seats import Request
 from openmint_gateway.waiting_room import LATE_RETRY_AFTER_S, Seat, WaitingRoom
 
 log = structlog.get_logger()
@@ -50,9 +51,10 @@ class Order:
     revision: Resolution | None
     path: str
     body: JsonObject
-    cost: float
-    """Work that it may be to an engine, in generated tokens."""
     sequences: int = 1
+    prompt_cost: float = 0.0
+    """What reading the prompt costs, in generated tokens."""
+    asked_tokens: int | None = None
     wait_s: float | None = None
     """How long it waits for its first token, if the caller said so."""
 
@@ -84,14 +86,14 @@ class Loads(Protocol):
 class Dispatched:
     """An answer under way. Close it, whatever happens: the engine stops and its room goes to the next."""
 
-    __slots__ = ("_has_started", "_is_whole", "_seat", "answer", "placement")
+    __slots__ = ("_has_started", "_seat", "_tokens", "answer", "placement")
 
     def __init__(self, answer: EngineAnswer, placement: Placement, seat: Seat) -> None:
         self.answer = answer
         self.placement = placement
         self._seat = seat
         self._has_started = False
-        self._is_whole = False
+        self._tokens: int | None = None
 
     def started(self) -> None:
         """Its first token is here."""
@@ -99,14 +101,14 @@ class Dispatched:
             self._has_started = True
             self._seat.started()
 
-    def ended(self) -> None:
-        """The engine has said all of it."""
-        self._is_whole = True
+    def ended(self, tokens: int) -> None:
+        """The engine has said all of it: so many tokens."""
+        self._tokens = tokens
 
     def close(self) -> None:
         """Stop the engine's work on it, if there is any left."""
         self.answer.close()
-        self._seat.leave(is_whole=self._is_whole)
+        self._seat.leave(self._tokens)
 
 
 class Dispatcher:
@@ -141,16 +143,17 @@ class Dispatcher:
         RefusedByEngine.
         """
         wait_s = self._longest_wait_s if order.wait_s is None else min(order.wait_s, self._longest_wait_s)
-        deadline_s = self._clock.monotonic_s() + wait_s
-        seat = self._room.seat(
-            tenant=order.tenant,
-            base=order.base,
-            pool=order.pool,
-            adapter="" if order.revision is None else order.revision.digest,
-            cost=order.cost,
-            sequences=order.sequences,
-            deadline_s=deadline_s,
+        now_s = self._clock.monotonic_s()
+        request = Request(
+            order.tenant,
+            "" if order.revision is None else order.revision.digest,
+            order.sequences,
+            now_s,
+            now_s + wait_s,
+            order.prompt_cost,
+            order.asked_tokens,
         )
+        seat = self._room.seat(order.base, order.pool, request)
         try:
             return await self._carry(order, journey, seat)
         except BaseException:

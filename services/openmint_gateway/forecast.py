@@ -26,8 +26,9 @@ class Bounds:
     per_tenant: int = 256
     in_all: int = 2048
     is_verdict_early: bool = True
-    verdict_share: float = 0.6
-    """An expected wait is accepted up to this part of what the request may wait."""
+    verdict_share: float = 0.4
+    """An expected wait is accepted up to this part of what the request may wait: turns of adapters make some wait more
+    than twice as long as others, and a short queue answers as many, sooner."""
 
 
 class Forecast:
@@ -71,6 +72,9 @@ class Forecast:
         if not rate:
             return 0.0
         ahead = sum(self._engines[name].backlog for name in reachable)
+        free = sum(max(0, self._engines[name].limit - self._engines[name].sequences) for name in alive)
+        if not ahead and self.loading < free:
+            return self.start_s  # Engines stand idle: what is loading finds room side by side.
         ahead += self.loading_cost * len(reachable) / max(1, len(alive))
         return self._own_part(request) * ahead / rate * self.caution + self.start_s
 

@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from openmint.catalog.resolution import Resolution
-from openmint.errors import BadRequest, EngineFailed, NotFound, OpenmintError
+from openmint.errors import BadRequest, EngineFailed, NotFound, OpenmintError, Overloaded
 from openmint.identifiers import BaseModelName, PolicyModel, new_id, parse_model
 from openmint.tracing import begin, begin_trace
 from openmint_gateway.asgi_input import (
@@ -196,8 +196,9 @@ class HotPath:
             revision=revision,
             path=exchange.route,
             body={**request.body, "cache_salt": self._salts.of(caller.tenant)},
-            cost=request.cost,
             sequences=request.sequences,
+            prompt_cost=request.prompt_cost,
+            asked_tokens=request.asked_tokens,
             wait_s=exchange.wait_s,
         )
 
@@ -207,14 +208,14 @@ class HotPath:
             # Read whole before the status line, so that an engine's death is a 502 and never half an answer.
             with begin("gateway.answer"):
                 body = _read_answer(await dispatched.answer.read())
-            dispatched.ended()
+            usage: JsonObject = body.get("usage") or {}
+            exchange.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            exchange.completion_tokens = int(usage.get("completion_tokens") or 0)
+            dispatched.ended(exchange.completion_tokens)
         finally:
             dispatched.close()
         body["model"] = exchange.model
         body["system_fingerprint"] = exchange.fingerprint
-        usage: JsonObject = body.get("usage") or {}
-        exchange.prompt_tokens = int(usage.get("prompt_tokens") or 0)
-        exchange.completion_tokens = int(usage.get("completion_tokens") or 0)
         await _respond(send, exchange, 200, b"application/json", orjson.dumps(body))
 
     async def _stream(self, exchange: Exchange, order: Order, request: InferenceRequest, send: Send) -> None:
@@ -252,7 +253,7 @@ class HotPath:
                     await self._send_stream(exchange, events, send)
             if not tally.is_done and not tally.error:
                 raise EngineFailed("the engine ended the stream before it was complete")
-            dispatched.ended()
+            dispatched.ended(tally.completion_tokens or tally.events)
         finally:
             waiting.end("no_token")
             exchange.prompt_tokens, exchange.completion_tokens = tally.prompt_tokens, tally.completion_tokens
@@ -285,6 +286,8 @@ class HotPath:
             await send({"type": "http.response.body", "body": openai_error_event(known), "more_body": False})
             return
         exchange.outcome = "refused" if known.http_status < 500 else "failed"
+        if isinstance(known, Overloaded):
+            self._metrics.refused(known)
         body = orjson.dumps(openai_error(known))
         await _respond(send, exchange, known.http_status, b"application/json", body, error_headers(known))
 

@@ -6,6 +6,7 @@ Whatever is not named here is refused by name: nothing reaches an engine that wa
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import orjson
 
@@ -291,15 +292,21 @@ class InferenceRequest:
     @property
     def sequences(self) -> int:
         """What an engine runs for it: prompts times choices."""
+        choices = int(self.body.get("n") or 1)
         prompt = self.body.get("prompt")
-        is_many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)
-        return int(self.body.get("n") or 1) * (len(prompt) if is_many else 1)
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            return choices * len(cast(list[object], prompt))
+        return choices
 
     @property
-    def cost(self) -> float:
-        """The work it may be to an engine, in tokens that are generated; a prompt's byte is a 64th of that."""
-        asked = self.body.get("max_completion_tokens") or self.body.get("max_tokens") or 256
-        return int(asked) * self.sequences + self.body_bytes / BYTES_PER_COST
+    def asked_tokens(self) -> int | None:
+        """The most that a sequence may generate, if the caller said so."""
+        return self.body.get("max_completion_tokens") or self.body.get("max_tokens")
+
+    @property
+    def prompt_cost(self) -> float:
+        """What reading the prompt costs an engine, in tokens that are generated."""
+        return self.body_bytes / BYTES_PER_COST
 
 
 def read_inference_request(body: bytes, fields: Mapping[str, Check], required: str) -> InferenceRequest:

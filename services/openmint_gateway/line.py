@@ -20,7 +20,7 @@ FAIR_SLACK = 32.0
 """How many mean requests tenants together may get ahead of the one whose turn it is, so that an engine stays full of
 the adapters it runs: two batches."""
 
-MAX_CLOSING = 2
+MAX_CLOSING = 4
 """Adapters that make way on an engine at a time: more would leave a batch half empty."""
 
 MIN_TENURE = 4
@@ -37,7 +37,7 @@ class LineRules:
     """0: no limit."""
     adapter_turns: bool = True
     deadline_order: bool = True
-    turn_share: float = 0.5
+    turn_share: float = 0.35
     """An adapter's turn has come when its first request has waited for this part of what it may wait."""
     bounds: Bounds = field(default_factory=Bounds)
 
@@ -78,6 +78,7 @@ class Line:
         """
         self._number += 1
         request.number = self._number
+        self.queues.estimate(request)
         for name, running in engines.items():
             if name not in self.engines:
                 self._see_one(name, running)
@@ -129,8 +130,8 @@ class Line:
         if seat is not None and seat.pauses:
             seat.accepted(request)
 
-    def leave(self, request: Request, now_s: float, *, is_whole: bool = False) -> None:
-        """It is over, wherever it is. `is_whole`: the engine has ended it by itself, which tells of its pace."""
+    def leave(self, request: Request, now_s: float, tokens: int | None = None) -> None:
+        """It is over, wherever it is. `tokens`: the engine has ended it by itself, after so many."""
         match request.state:
             case "loading":
                 self._end_load(request)
@@ -138,8 +139,8 @@ class Line:
                 self.queues.take(request, now_s)
             case "running":
                 seat = self.engines[request.engine]
-                if is_whole:
-                    seat.pace.finished(request.cost, now_s - request.sent_s)
+                if tokens is not None:
+                    seat.pace.finished(self.queues.settle(request, tokens), now_s - request.sent_s)
                 seat.take(request, now_s)
             case "new" | "gone":
                 pass

@@ -6,6 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from openmint.errors import Overloaded
+from openmint_gateway.problems import QueueFull, WaitTooLong
 from openmint_gateway.waiting_room import WaitingRoom
 
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -43,9 +45,10 @@ class GatewayMetrics:
         self.waiting.set_function(lambda: room.total)
         self.registry.register(_Lines(room))
 
-    def refused(self, verdict: str) -> None:
-        """A request was refused for want of room: by which verdict."""
-        self._verdicts.labels(verdict).inc()
+    def refused(self, verdict: Overloaded) -> None:
+        """A request was refused for want of room: when it came, or when its time was over."""
+        names: dict[type[Overloaded], str] = {QueueFull: "queue_full", WaitTooLong: "wait_too_long"}
+        self._verdicts.labels(names.get(type(verdict), "too_late")).inc()
 
     def answered(self, route: str, outcome: str, total_ms: float, first_token_ms: float | None) -> None:
         """One inference request has ended."""

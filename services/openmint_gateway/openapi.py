@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from openmint.events import TrainRequested
+from openmint_gateway.asgi_input import MAX_WAIT_HEADER
 from openmint_gateway.control.application import make_control_api
 from openmint_gateway.inference_fields import CHAT_FIELDS, COMPLETION_FIELDS, Check
 
 JsonObject = dict[str, Any]
 
 _REF = "#/components/schemas/{model}"
+
+_INFERENCE_ERROR: JsonObject = {"application/json": {"schema": {"$ref": _REF.format(model="InferenceError")}}}
 
 _SHAPES: dict[str, JsonObject] = {
     "model": {"type": "string", "description": "tenant/policy, @alias, @7, @step-400, @sha256:…, or a base model"},
@@ -113,6 +116,15 @@ def _inference(summary: str, body: str) -> JsonObject:
         "summary": summary,
         "tags": ["inference"],
         "security": [{"api_key": []}],
+        "parameters": [
+            {
+                "name": MAX_WAIT_HEADER.decode(),
+                "in": "header",
+                "required": False,
+                "schema": {"type": "number", "exclusiveMinimum": 0},
+                "description": "Seconds to wait for the first token at most; what would take longer gets 429",
+            }
+        ],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": _REF.format(model=body)}}},
@@ -122,6 +134,13 @@ def _inference(summary: str, body: str) -> JsonObject:
                 "description": "OpenAI's answer; a stream where it was asked for",
                 "headers": headers,
                 "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+            },
+            "429": {
+                "description": "Too many wait already, or the wait would be too long",
+                "headers": {
+                    "retry-after": {"schema": {"type": "integer"}, "description": "Seconds until its turn would come"}
+                },
+                "content": _INFERENCE_ERROR,
             },
             **_inference_errors(),
         },
@@ -145,8 +164,7 @@ def _models(summary: str, parameters: list[str], place: str) -> JsonObject:
 
 
 def _inference_errors() -> JsonObject:
-    content = {"application/json": {"schema": {"$ref": _REF.format(model="InferenceError")}}}
-    return {status: {"description": "An error", "content": content} for status in ("4XX", "5XX")}
+    return {status: {"description": "An error", "content": _INFERENCE_ERROR} for status in ("4XX", "5XX")}
 
 
 def document_text() -> str:

@@ -24,10 +24,14 @@ class Request:
 
     tenant: str
     adapter: str
-    cost: float
     sequences: int
     arrived_s: float
     deadline_s: float
+    prompt_cost: float = 0.0
+    asked_tokens: int | None = None
+    """The most that a sequence may generate, if the caller said so."""
+    cost: float = 0.0
+    """The work it is expected to be, in generated tokens; known from its arrival on."""
     state: State = "new"
     number: int = 0
     engine: str = ""

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field
 from openmint_gateway.seats import EngineSeat, Request
 
 TENANTS_KEPT = 10_000
+
+FIRST_GUESS_TOKENS = 256.0
+"""What a sequence generates, before any was seen."""
+
+LEARNING = 0.05
 SIBLING_BONUS = 0.05
 """Each waiting request of the same adapter brings an adapter forward by this part of its wait …"""
 
@@ -35,6 +40,8 @@ class Tenant:
     weight: float
     waiting: int = 0
     waiting_cost: float = 0.0
+    usual_tokens: float | None = None
+    """What a sequence of its generates as a rule."""
     adapters: dict[str, None] = field(default_factory=dict[str, None])
     """The adapters that it has queued requests for."""
 
@@ -52,6 +59,7 @@ class TenantQueues:
         self._weights = weights
         self._by_deadline = by_deadline
         self._turn = 0.0
+        self._usual_tokens = FIRST_GUESS_TOKENS
 
     def tenant(self, name: str) -> Tenant:
         """The tenant, known from now on."""
@@ -65,6 +73,31 @@ class TenantQueues:
     def weight(self, name: str) -> float:
         """Its share beside others."""
         return self._weights.get(name, 1.0)
+
+    def estimate(self, request: Request) -> None:
+        """Set what it is expected to cost: what it asks for, but not far beyond what its tenant's requests use."""
+        tenant = self.tenants.get(request.tenant)
+        usual = tenant.usual_tokens if tenant else None
+        asked = request.asked_tokens
+        if asked is None:
+            tokens = self._usual_tokens if usual is None else usual
+        else:
+            tokens = asked if usual is None else min(asked, 2 * usual)
+        request.cost = request.prompt_cost + request.sequences * max(1.0, tokens)
+
+    def settle(self, request: Request, tokens: int) -> float:
+        """It has generated so many tokens in all: its tenant is charged for them, and not for the estimate.
+
+        Returns the work that it was.
+        """
+        tenant = self.tenant(request.tenant)
+        each = tokens / request.sequences
+        usual = tenant.usual_tokens
+        tenant.usual_tokens = each if usual is None else usual + LEARNING * (each - usual)
+        self._usual_tokens += LEARNING * (each - self._usual_tokens)
+        cost = request.prompt_cost + tokens
+        tenant.turn += (cost - request.cost) / tenant.weight
+        return cost
 
     def by_turns(self) -> list[tuple[float, str]]:
         """Tenants with queued requests, the one whose turn it is first."""

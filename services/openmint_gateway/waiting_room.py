@@ -108,12 +108,12 @@ class Seat:
         """Its first token has come."""
         self._front.line.forecast.started(self.request, self._room.clock.monotonic_s())
 
-    def leave(self, *, is_whole: bool = False) -> None:
-        """It is over; whole when the engine has ended it by itself. Leaving twice does nothing."""
+    def leave(self, tokens: int | None = None) -> None:
+        """It is over; `tokens` when the engine has ended it by itself, after so many. Leaving twice does nothing."""
         if self.request.state == "gone":
             return
         room, front = self._room, self._front
-        front.line.leave(self.request, room.clock.monotonic_s(), is_whole=is_whole)
+        front.line.leave(self.request, room.clock.monotonic_s(), tokens)
         room.fill(front, self.request.engine)
 
     def _places(self) -> list[Placement]:
@@ -155,14 +155,12 @@ class WaitingRoom:
         """True when an engine of the base is ready."""
         return bool(self._placements.engines_of(base, pool))
 
-    def seat(
-        self, *, tenant: str, base: str, pool: str, adapter: str, cost: float, sequences: int, deadline_s: float
-    ) -> Seat:
-        """A place for a request; nothing is decided yet. `adapter` is a digest, empty for the base itself."""
+    def seat(self, base: str, pool: str, request: Request) -> Seat:
+        """A place for a request; nothing is decided yet."""
         front = self._fronts.get((base, pool))
         if front is None:
             front = self._fronts[base, pool] = _Front(base, pool, Line(self._rules, self._weights))
-        return Seat(self, front, Request(tenant, adapter, cost, sequences, self.clock.monotonic_s(), deadline_s))
+        return Seat(self, front, request)
 
     def places(self, front: _Front, adapter: str) -> list[Placement]:
         """Where an adapter, or the base, answers now."""

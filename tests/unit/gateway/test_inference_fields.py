@@ -96,8 +96,8 @@ def test_what_openai_clients_send_is_taken():
         stream=True, temperature=0.5, top_p=None, n=2, stop=["a"], seed=1, logprobs=True, top_logprobs=5, max_tokens=10
     )
     assert request.is_stream
-    assert request.cost == 20 + request.body_bytes / 64
-    assert request.sequences == 2
+    assert (request.sequences, request.asked_tokens) == (2, 10)
+    assert request.prompt_cost == request.body_bytes / 64
     assert "top_p" not in request.body
     assert read_completion(prompt=[[1, 2], [3]], echo=True, logprobs=0).body["echo"] is True
 
