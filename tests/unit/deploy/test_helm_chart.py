@@ -54,3 +54,16 @@ def test_gpu_values_reach_the_engines(check: ModuleType) -> None:
     engines = [m for m in manifests if m["kind"] == "StatefulSet"]
     limits = [m["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"] for m in engines]
     assert [limit["nvidia.com/gpu"] for limit in limits] == ["2", "2"]
+
+
+def test_what_engines_are_scaled_by_can_be_scraped(check: ModuleType) -> None:
+    manifests = check.render({"metrics": {"port": 9555, "from": [{"namespaceSelector": {}}]}})
+    with_pods = [m for m in manifests if "template" in m.get("spec", {})]
+    pods = {m["metadata"]["name"].rpartition("-")[2]: m["spec"]["template"] for m in with_pods}
+    for name in ("scheduler", "serve"):
+        assert pods[name]["metadata"]["annotations"]["prometheus.io/port"] == "9555"
+        environment = pods[name]["spec"]["containers"][0]["env"]
+        assert {"name": "OPENMINT_METRICS_PORT", "value": "9555"} in environment
+    assert pods["gateway"]["metadata"]["annotations"]["prometheus.io/port"] == "8080"
+    closed = next(m for m in manifests if m["metadata"]["name"].endswith("-closed"))
+    assert {"port": "metrics", "protocol": "TCP"} in closed["spec"]["ingress"][1]["ports"]

@@ -31,6 +31,12 @@ securityContext:
   capabilities: { drop: ["ALL"] }
 {{- end }}
 
+{{- define "openmint.scraped" -}}
+prometheus.io/scrape: "true"
+prometheus.io/port: {{ .port | quote }}
+prometheus.io/path: /metrics
+{{- end }}
+
 {{- define "openmint.environment" -}}
 - { name: OPENMINT_NATS_URL, value: {{ .root.Values.nats.url | quote }} }
 - { name: OPENMINT_NATS_USER, value: {{ .root.Values.nats.user | quote }} }
