@@ -4,6 +4,7 @@ revision or the deadline passes. No byte has gone to the caller while this runs,
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -78,8 +79,11 @@ class Journey:
 class Loads(Protocol):
     """Cold loads."""
 
-    async def ensure_resident(self, order: Order, deadline_s: float) -> Placement:
-        """Raises: LoadTimeout, LoadFailed, Overloaded, NoEngine."""
+    def loaded(self, order: Order, deadline_s: float) -> AbstractAsyncContextManager[Placement]:
+        """Have the revision loaded, and kept until the block ends.
+
+        Raises: LoadTimeout, LoadFailed, Overloaded, NoEngine.
+        """
         ...
 
 
@@ -161,10 +165,15 @@ class Dispatcher:
             raise
 
     async def _carry(self, order: Order, journey: Journey, seat: Seat) -> Dispatched:
+        # What was loaded for this request stays until its engine has it: a place in the queue alone keeps nothing.
+        async with AsyncExitStack() as kept:
+            return await self._carry_on(order, journey, seat, kept)
+
+    async def _carry_on(self, order: Order, journey: Journey, seat: Seat, kept: AsyncExitStack) -> Dispatched:
         may_go = seat.arrive()
         lost = 0
         while True:
-            placement = await self._find(order, journey, seat, may_go=may_go)
+            placement = await self._find(order, journey, seat, kept, may_go=may_go)
             try:
                 answer = await self._ask(order, placement)
             except EngineUnreachable:
@@ -185,7 +194,9 @@ class Dispatcher:
                 journey.engine = placement.engine
                 return Dispatched(answer, placement, seat)
 
-    async def _find(self, order: Order, journey: Journey, seat: Seat, *, may_go: bool) -> Placement:
+    async def _find(
+        self, order: Order, journey: Journey, seat: Seat, kept: AsyncExitStack, *, may_go: bool
+    ) -> Placement:
         """Where it goes now: after a load and a turn, if need be."""
         while True:
             if may_go:
@@ -212,7 +223,8 @@ class Dispatcher:
             else:
                 journey.was_cold = True
                 try:
-                    await self._loads.ensure_resident(order, seat.request.deadline_s - started_s)
+                    await kept.aclose()
+                    await kept.enter_async_context(self._loads.loaded(order, seat.request.deadline_s - started_s))
                 finally:
                     journey.load_ms += (self._clock.monotonic_s() - started_s) * 1000
                 may_go = seat.resident()

@@ -1,5 +1,8 @@
 """Engines and cold loads as this process knows them: the residency feed, and the wait for a load."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -11,6 +14,11 @@ from openmint.engines.scheduler_view import SchedulerQuery, ask_leader
 from openmint.errors import BusUnavailable, NoEngine
 from openmint_gateway.dispatcher import Order
 from openmint_gateway.problems import JsonObject
+
+LOADS_FRESH_S = 0.25
+"""A list of loads is not asked for more often, however often a tenant asks: the leader has other work."""
+
+LISTS_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +40,7 @@ class Fleet:
         self._view = view
         self._waiter = waiter
         self._bus = bus
+        self._loads_seen: dict[tuple[str, str], tuple[float, asyncio.Task[list[JsonObject]]]] = {}
 
     def engines_with(self, base: str, pool: str, digest: str) -> list[Placement]:
         """The engines on which a revision is resident."""
@@ -41,8 +50,12 @@ class Fleet:
         """All engines that are ready, under the base's own model name."""
         return self._view.engines_of(base, pool)
 
-    async def ensure_resident(self, order: Order, deadline_s: float) -> Placement:
-        """Have a revision loaded. Raises: LoadTimeout, LoadFailed, Overloaded, NoEngine, BusUnavailable."""
+    @contextlib.asynccontextmanager
+    async def loaded(self, order: Order, deadline_s: float) -> AsyncGenerator[Placement]:
+        """Have a revision loaded, and kept until the block ends.
+
+        Raises: LoadTimeout, LoadFailed, Overloaded, NoEngine, BusUnavailable.
+        """
         revision = order.revision
         if revision is None:
             raise NoEngine(f"no engine serves base model {order.base} now", retry_after_s=5.0)
@@ -56,8 +69,10 @@ class Fleet:
             adapter_bytes=revision.adapter_bytes,
             pool=order.pool,
         )
-        with tracing.begin("gateway.wait", waits_for="load"):
-            return await self._waiter.ensure_resident(load, deadline_s)
+        async with contextlib.AsyncExitStack() as kept:
+            with tracing.begin("gateway.wait", waits_for="load"):
+                placement = await kept.enter_async_context(self._waiter.lease(load, deadline_s))
+            yield placement
 
     def engines(self) -> list[EngineSeen]:
         """All engines that are alive, by name."""
@@ -75,6 +90,16 @@ class Fleet:
 
     async def loads(self, base: str, tenant: str) -> list[JsonObject]:
         """The tenant's cold loads of a base, as its scheduler has them; none when no scheduler answers."""
+        now_s = asyncio.get_running_loop().time()
+        asked_s, asking = self._loads_seen.get((base, tenant), (0.0, None))
+        if asking is None or now_s - asked_s > LOADS_FRESH_S:
+            if len(self._loads_seen) >= LISTS_KEPT:
+                self._loads_seen.clear()
+            asking = asyncio.create_task(self._ask_loads(base, tenant))
+            self._loads_seen[base, tenant] = (now_s, asking)
+        return await asyncio.shield(asking)
+
+    async def _ask_loads(self, base: str, tenant: str) -> list[JsonObject]:
         try:
             seen = await ask_leader(self._bus, base, SchedulerQuery(tenant=tenant, residents=False))
         except BusUnavailable:

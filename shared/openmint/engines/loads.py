@@ -114,13 +114,8 @@ class LoadWaiter:
         if placements:
             return placements[0]
         ends_s = self._clock.monotonic_s() + deadline_s
-        async with self._waiting(order, ends_s) as wait:
-            try:
-                async with asyncio.timeout(deadline_s):
-                    return await asyncio.shield(wait.answer)
-            except TimeoutError as error:
-                what = f"{order.tenant}/{order.policy} ({order.digest[:19]}…)"
-                raise LoadTimeout(f"{what} was not resident within {deadline_s:.1f} s", retry_after_s=2.0) from error
+        async with self._waiting(order, ends_s) as (wait, _):
+            return await _answer_of(wait, deadline_s)
 
     @contextlib.asynccontextmanager
     async def lease(self, order: LoadOrder, deadline_s: float) -> AsyncGenerator[Placement]:
@@ -128,12 +123,18 @@ class LoadWaiter:
 
         The engine may still die; then its requests fail and the lease may be taken again. Raises as ensure_resident.
         """
-        placement = await self.ensure_resident(order, deadline_s)
-        async with self._waiting(order, ends_s=None):
+        placements = self._view.engines_with(order.base, order.pool, order.digest)
+        ends_s = None if placements else self._clock.monotonic_s() + deadline_s
+        async with self._waiting(order, ends_s) as (wait, ticket):
+            placement = placements[0] if placements else await _answer_of(wait, deadline_s)
+            # From now on it is used, without a gap in which it could be evicted.
+            for counted in (wait, self._waits.get((order.base, order.pool, order.digest))):
+                if counted is not None and ticket in counted.waiting:
+                    counted.waiting[ticket] = (order.load_class, float("inf"))
             yield placement
 
     @contextlib.asynccontextmanager
-    async def _waiting(self, order: LoadOrder, ends_s: float | None) -> AsyncGenerator[_SharedWait]:
+    async def _waiting(self, order: LoadOrder, ends_s: float | None) -> AsyncGenerator[tuple[_SharedWait, int]]:
         """Count as one of those who wait; `ends_s` None for one who uses what he waited for."""
         key = (order.base, order.pool, order.digest)
         wait = self._waits.get(key)
@@ -150,7 +151,7 @@ class LoadWaiter:
         ticket = self._tickets
         wait.waiting[ticket] = (order.load_class, float("inf") if ends_s is None else ends_s)
         try:
-            yield wait
+            yield wait, ticket
         finally:
             present = self._waits.get(key)
             for counted in (wait, present):
@@ -232,6 +233,16 @@ class LoadWaiter:
         wait = self._waits.get((fact.base, fact.pool, fact.digest))
         if wait is not None:
             _settle(wait.answer, error_of(fact))
+
+
+async def _answer_of(wait: _SharedWait, deadline_s: float) -> Placement:
+    try:
+        async with asyncio.timeout(deadline_s):
+            return await asyncio.shield(wait.answer)
+    except TimeoutError as error:
+        order = wait.order
+        what = f"{order.tenant}/{order.policy} ({order.digest[:19]}…)"
+        raise LoadTimeout(f"{what} was not resident within {deadline_s:.1f} s", retry_after_s=2.0) from error
 
 
 def error_of(fact: LoadFailedFact) -> OpenmintError:
