@@ -6,6 +6,8 @@ export OMP_NUM_THREADS ?= 1
 STATE ?= .openmint
 # Two workers: half of what these tests do is to wait for a server.
 FAST := -m "not engine and not slow" -n 2 --dist loadfile -q
+# The same for engines: while one starts, tests of another run.
+WHOLE := -m "engine or slow" -n 2 --dist loadgroup -v
 
 .PHONY: help install base demo up down test test-fast lint format types schemas lock compose-test helm-check load clean
 
@@ -29,7 +31,7 @@ down: ## Stop the local stack
 
 test: base lint ## Everything: real NATS, Postgres and vLLM
 	@$(PY) -m pytest $(FAST)
-	@$(PY) -m pytest -m "engine or slow"
+	@$(PY) -m pytest $(WHOLE)
 
 test-fast: install ## Everything that needs no engine and takes no minutes
 	@$(PY) -m pytest $(FAST)

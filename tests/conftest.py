@@ -28,6 +28,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["tests.fixtures_engine", "tests.fixtures_stack"]
 
+SHARED_AND_SLOW = {"stack": {"stack"}, "engine": {"engine_processes", "subject"}}
+"""Fixtures that take a minute to start: the tests that use one run in one worker, one after the other."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `--dist loadgroup`: by the costly fixture that they share, else by file."""
+    for item in items:
+        names = set(getattr(item, "fixturenames", ()))
+        groups = [group for group, fixtures in SHARED_AND_SLOW.items() if fixtures & names]
+        item.add_marker(pytest.mark.xdist_group(groups[0] if groups else str(item.path)))
+
+
 TEMPLATE = "openmint_template"
 _numbers = itertools.count()
 
