@@ -1,5 +1,8 @@
+import asyncio
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from load.plots.events import (
 )
 from load.plots.from_traces import events_of
 from load.plots.lanes import bars_of, lanes_of, staircases, waiting_over_time
+from load.plots.sampling import depth_recorded
 from openmint.trace_files import SpanRecord
 
 
@@ -125,3 +129,18 @@ def test_traces_become_events():
         (0.01, 0.02, 0.1, 0.11, 0.2)
     )
     assert (found.engine, found.load_class) == ("one", "rollout")
+
+
+async def test_depth_is_sampled_while_a_run_goes_on(tmp_path: Path):
+    path = tmp_path / "run.jsonl"
+    seen = {"loads": [{"load_class": "prefetch", "phase": "waiting"}, {"load_class": "rollout", "phase": "staging"}]}
+
+    async def look() -> dict[str, Any] | None:
+        return seen
+
+    with EventWriter(path) as writer:
+        async with depth_recorded(look, writer, time.monotonic(), every_s=0.01):
+            await asyncio.sleep(0.05)
+    depths = read_recording([path]).depths
+    assert len(depths) >= 2
+    assert (depths[0].waiting, depths[0].under_way) == ({"prefetch": 1}, 1)
