@@ -44,7 +44,7 @@ def try_again(
     load.tries += tries
     load.trouble = trouble
     if avoid:
-        load.avoid.add(avoid)
+        load.avoid |= {avoid}
     if load.tries >= state.limits.max_tries:
         detail = f"{load.wanted.label} could not be loaded after {load.tries} tries; the last: {trouble}"
         retry_after_s = state.limits.min_retry_after_s

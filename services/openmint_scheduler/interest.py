@@ -58,6 +58,9 @@ class InterestBook:
         waiters = self._leases.get(key)
         if not waiters:
             return None
+        if len(waiters) == 1:
+            (lease,) = waiters.values()
+            return lease.load_class, lease.deadline_s
         best = min(waiters.values(), key=lambda lease: CLASS_RANKS[lease.load_class])
         return best.load_class, min(lease.deadline_s for lease in waiters.values())
 

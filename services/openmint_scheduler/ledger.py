@@ -82,6 +82,8 @@ class EngineEntry:
     """Of `assigned`, those that are not resident: places promised."""
     is_open: bool = False
     """Usable, with room for one load more, as last judged."""
+    free: int = 0
+    """Places that nobody has been promised; below zero when loads were promised places of residents."""
     burden: int = 0
     """Loads on their way and, in quarters of what a step takes, requests."""
     attach_s: float = 0.0
@@ -107,11 +109,6 @@ class EngineEntry:
         """Places that are taken: residents (also those on their way out) and a batch on its way in."""
         return len(self.residents) + sum(digest not in self.residents for digest in self.attaching)
 
-    @property
-    def free(self) -> int:
-        """Places that nobody has been promised; below zero when loads were promised places of residents."""
-        return self.capacity - len(self.residents) - self.coming
-
     def assign(self, digest: str, key: LoadKey) -> None:
         """Promise a load a place."""
         if digest not in self.assigned and digest not in self.residents:
@@ -128,7 +125,8 @@ class EngineEntry:
         self.weigh()
 
     def weigh(self) -> None:
-        """Bring `burden` up to date."""
+        """Bring `free` and `burden` up to date."""
+        self.free = self.capacity - len(self.residents) - self.coming
         self.burden = len(self.assigned) + BUSY_STEPS * (self.running + self.waiting) // self.max_running
 
     def serves(self, digest: str) -> bool:
@@ -215,6 +213,7 @@ class ResidencyLedger:
             entry.coming -= 1
         entry.evictable_s = None
         entry.residents[digest] = ResidentEntry(adapter_name, adapter_bytes, 0, command, now_s, now_s)
+        entry.weigh()
         entry.removed.pop(digest, None)
         self._holders.setdefault(digest, set()).add(entry.engine)
 
@@ -224,6 +223,7 @@ class ResidencyLedger:
             return
         if digest in entry.assigned:
             entry.coming += 1
+        entry.weigh()
         entry.evictable_s = None
         if command:
             entry.removed[digest] = RemovedEntry(command, now_s)

@@ -4,7 +4,7 @@ In what order is an `Ordering`'s to say; tenants' turns are start-time fair queu
 """
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
@@ -35,7 +35,7 @@ class Load:
     returns: int = 0
     is_suspect: bool = False
     is_replica: bool = False
-    avoid: set[str] = field(default_factory=set[str])
+    avoid: frozenset[str] = frozenset()
     trouble: str = ""
 
     def rank_at(self, now_s: float, ageing_s: float) -> int:

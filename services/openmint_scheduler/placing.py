@@ -104,7 +104,9 @@ def best_of(
 ) -> EngineEntry | None:
     """The engine of those found that the placement strategy likes most and that has room indeed."""
     digest, rank = load.wanted.key.digest, load.wanted.rank
-    able = [entry for entry in found if rank <= entry.max_rank and digest not in entry.residents]
+    able = found
+    if rank > pool.least_rank or state.ledger.copies(digest):
+        able = [entry for entry in found if rank <= entry.max_rank and digest not in entry.residents]
     if load.load_class == "prefetch" and not load.is_replica:
         able = [entry for entry in able if state.room.has_idle_room(entry, now_s)]
     liked = [entry for entry in able if entry.engine not in load.avoid] if load.avoid else able

@@ -15,8 +15,8 @@ POINTS_PER_ENGINE = 32
 EXACT_UP_TO = 32
 """With so few open engines all of them are compared."""
 
-LIKED = 6
-"""Engines that a revision finds on the ring. The least busy of six is within a few loads of the least busy of all."""
+LIKED = 4
+"""Engines that a revision finds on the ring. The least busy of four is within a few loads of the least busy of all."""
 
 MAX_STEPS = 64
 """Points that one search passes."""
@@ -44,6 +44,7 @@ class Pool:
         self.open: dict[str, EngineEntry] = {}
         """Usable, with room for one load more, as last judged."""
         self.max_rank = 0
+        self.least_rank = 0
         self.looked_around_s = float("-inf")
         self._points: dict[str, int] = {}
         self._ring: list[int] = []
@@ -64,7 +65,7 @@ class Pool:
             self._owners = [entry if owner is former else owner for owner in self._owners]
         self.engines[entry.engine] = entry
         self.open.pop(entry.engine, None)
-        self.max_rank = max(each.max_rank for each in self.engines.values())
+        self._weigh_ranks()
 
     def drop(self, engine: str) -> None:
         """The engine is not in the pool any more."""
@@ -74,7 +75,11 @@ class Pool:
             left = [place for place, owner in enumerate(self._owners) if owner.engine != engine]
             self._ring = [self._ring[place] for place in left]
             self._owners = [self._owners[place] for place in left]
-            self.max_rank = max((each.max_rank for each in self.engines.values()), default=0)
+            self._weigh_ranks()
+
+    def _weigh_ranks(self) -> None:
+        ranks = [entry.max_rank for entry in self.engines.values()]
+        self.max_rank, self.least_rank = max(ranks, default=0), min(ranks, default=0)
 
     def judge(self, entry: EngineEntry, is_open: bool) -> None:
         """Keep an engine among the open ones, or take it out."""

@@ -59,7 +59,7 @@ def replicate(state: SchedulerState, digest: str, now_s: float) -> None:
     wanted = state.wanted.get(key)
     if wanted is None or key in state.loads or len(holders) >= state.hot.get(digest, 1):
         return
-    held = {entry.engine for entry in holders}
+    held = frozenset(entry.engine for entry in holders)
     pool = state.pool(SERVE_POOL)
     others = [e for e in pool.candidates(digest) if e.engine not in held] if pool.open else []
     if not any(e.running + e.waiting < TIME_SHARE * e.max_running for e in others):

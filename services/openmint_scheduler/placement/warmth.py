@@ -14,7 +14,7 @@ def warmest(digest: str, engines: list[EngineEntry]) -> EngineEntry:
     least; then what the revision likes."""
     best, least = engines[0], MUCH
     for entry in engines:  # Runs for every load: no tuples, no calls.
-        if entry.capacity <= len(entry.residents) + entry.coming:
+        if entry.free <= 0:
             cost = EVICTION + BURDEN * (entry.burden // BURDENS_TOGETHER) + min(entry.cheapest, BURDEN - 1)
         else:
             cost = BURDEN * entry.burden
