@@ -55,7 +55,7 @@ def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:
     if entry is None or entry.boot_id != seen.boot_id:
         return
     state.touch(entry)
-    lost = state.ledger.look(seen, event.asked_s, now_s)
+    lost = [d for d in state.ledger.look(seen, event.asked_s, now_s) if d not in entry.removing]
     if lost:
         state.out.append(Noted("engine.lost_adapters", {"engine": entry.engine, "adapters": len(lost)}))
     cheapest = float("inf")
@@ -108,6 +108,8 @@ def restore(state: SchedulerState, digests: list[str], entry: EngineEntry, now_s
                 continue
             if state.interest.is_held(key):
                 accept(state, state.wanted[key], now_s)
+            elif digest in state.only_evaluated:
+                continue  # An evaluation's requests are many, and nobody answers with it.
             elif pool == SERVE_POOL and key in state.wanted and is_hot(state, digest, now_s):
                 prefetch(state, state.wanted[key], now_s)
 

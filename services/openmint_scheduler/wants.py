@@ -40,7 +40,9 @@ def want(
 
 
 def note_use(state: SchedulerState, digest: str, load_class: LoadClass, now_s: float) -> None:
-    """Remember whether anything but an evaluation has asked for a revision."""
+    """Remember whether anybody but an evaluation has asked for a revision; a prefetch is our own idea."""
+    if load_class == "prefetch":
+        return
     if load_class != "evaluation":
         state.only_evaluated.pop(digest, None)
     elif digest in state.only_evaluated or not state.ledger.holders(digest):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from openmint_scheduler.eviction import EVICTIONS, Candidate
 from openmint_scheduler.limits import Limits
-from openmint_scheduler.messages import Attach, Noted, Remove, RemoveDone, Stage
+from openmint_scheduler.messages import Attach, EngineLooked, FetchState, Noted, Remove, RemoveDone, Stage
 
 
 def fill(bench, numbers, waiter="g1"):
@@ -220,3 +220,28 @@ def test_what_is_evaluated_leaves_no_sooner_than_its_lease(bench):
         bench.ask(1, waiter="evaluator", load_class="evaluation", renew=True, deadline_s=500.0)
         bench.settle()
     assert bench.is_resident(1)
+
+
+def test_what_was_evaluated_a_lot_is_not_brought_back_when_a_look_overtakes_its_removal(bench, digest_of):
+    box = bench.engine("e1", capacity=4)
+    bench.ask(1, waiter="evaluator", load_class="evaluation", deadline_s=5.0)
+    bench.settle()
+    state = bench.state("e1")
+    used = tuple(replace(resident, served=400) for resident in state.residents)
+    bench.feed(EngineLooked(0, replace(state, residents=used), bench.now_s))
+    while not bench.sent(Remove):
+        bench.wait(0.5)
+        for look in bench.take(FetchState):
+            bench.carry_out(look)
+    (removal,) = bench.take(Remove)
+    name = box.residents.pop(removal.digest)
+    box.version, box.last_command = box.version + 1, removal.command
+    bench.wait(0.5)
+    for look in bench.take(FetchState):
+        bench.carry_out(look)  # The engine lists it no more, and we have not heard of the removal's end.
+    box.residents[removal.digest] = name
+    bench.carry_out(removal)
+    for _ in range(10):
+        bench.wait(1.0)
+        bench.settle()
+    assert not bench.is_resident(1)
