@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 import orjson
 import structlog
@@ -30,6 +31,9 @@ BASE_REVISION = "base"
 
 LOST_ASKED_AGAIN = 1
 """How often a request is asked again that an engine took and lost: a request that kills engines must not walk on."""
+
+LOST_BY_ONE_BOOT = 2
+"""How often one boot may lose it before that: connections kept open from before its death fail without a word."""
 
 UNREACHABLE_PAUSE_S = 0.1
 MAX_ERROR_BYTES = 64 * 1024
@@ -171,7 +175,7 @@ class Dispatcher:
 
     async def _carry_on(self, order: Order, journey: Journey, seat: Seat, kept: AsyncExitStack) -> Dispatched:
         may_go = seat.arrive()
-        lost = 0
+        lost: list[UUID] = []
         while True:
             placement = await self._find(order, journey, seat, kept, may_go=may_go)
             try:
@@ -179,10 +183,11 @@ class Dispatcher:
             except EngineUnreachable:
                 may_go = await self._elsewhere(seat, placement)
             except _Lost as error:
-                if lost >= LOST_ASKED_AGAIN:
+                lost.append(placement.boot_id)
+                most = LOST_BY_ONE_BOOT if error.may_be_stale else LOST_ASKED_AGAIN
+                if len(set(lost)) > LOST_ASKED_AGAIN or len(lost) > most:
                     raise EngineFailed(error.detail) from error
-                lost += 1
-                may_go = seat.sent_back(placement, is_busy=False)
+                may_go = await self._elsewhere(seat, placement)
             except _SentBack as verdict:
                 journey.sent_back += 1
                 if verdict.is_absent:
@@ -249,7 +254,7 @@ class Dispatcher:
         except EngineUnreachable:
             raise
         except EngineFailed as error:
-            raise _Lost(error.detail) from error
+            raise _Lost(error.detail, may_be_stale=True) from error
         try:
             await _check_head(order, placement, answer)
         except BaseException:
@@ -276,7 +281,11 @@ class _SentBack(Exception):
 
 
 class _Lost(EngineFailed):
-    """The engine took the request and broke before it said anything."""
+    """The engine took the request and broke before it said anything; or (`may_be_stale`) was dead before it came."""
+
+    def __init__(self, detail: str, *, may_be_stale: bool = False) -> None:
+        self.may_be_stale = may_be_stale
+        super().__init__(detail)
 
 
 async def _check_head(order: Order, placement: Placement, answer: EngineAnswer) -> None:
