@@ -45,6 +45,7 @@ from openmint_gateway.line import LineRules
 from openmint_gateway.metrics import GatewayMetrics
 from openmint_gateway.model_list import ModelList
 from openmint_gateway.openapi import make_openapi
+from openmint_gateway.request_log import RequestLog
 from openmint_gateway.resolver import Resolver
 from openmint_gateway.settings import GatewaySettings
 from openmint_gateway.usage_meter import UsageMeter
@@ -57,7 +58,7 @@ STOP_GRACE_S = 15
 
 
 @contextlib.asynccontextmanager
-async def gateway_app(settings: GatewaySettings) -> AsyncGenerator[AsgiApp]:
+async def gateway_app(settings: GatewaySettings, request_log: RequestLog | None = None) -> AsyncGenerator[AsgiApp]:
     """Everything of the gateway but its port: the ASGI application, with intake and relay running beside it."""
     async with contextlib.AsyncExitStack() as stack:
         catalog = await Catalog.open(
@@ -111,6 +112,7 @@ async def gateway_app(settings: GatewaySettings) -> AsyncGenerator[AsgiApp]:
             pool=settings.serve_pool,
             status_hold_s=settings.status_hold_s,
             comment_every_s=settings.comment_every_s,
+            request_log=request_log or RequestLog(),
         )
 
 
@@ -134,6 +136,7 @@ def make_server(app: AsgiApp) -> GatewayServer:
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=STOP_GRACE_S,
         )
@@ -144,7 +147,7 @@ async def serve(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT; a second one cuts requests off."""
     loop = asyncio.get_running_loop()
     with socket.create_server((settings.host, settings.port), backlog=2048) as listener:
-        async with gateway_app(settings) as app:
+        async with gateway_app(settings, RequestLog.open("gateway", settings)) as app:
             server = make_server(app)
 
             def stop() -> None:

@@ -30,13 +30,13 @@ from openmint_gateway.asgi_input import (
     check_head,
     header,
     read_body,
-    wait_for_hang_up,
 )
 from openmint_gateway.base_models import BaseModels
 from openmint_gateway.cache_salt import CacheSalts
 from openmint_gateway.dispatcher import Dispatched, Dispatcher, Order
 from openmint_gateway.event_splitter import EventSplitter
 from openmint_gateway.exchange import Exchange
+from openmint_gateway.hang_up import Comments, WhileClientStays
 from openmint_gateway.inference_fields import (
     CHAT_FIELDS,
     COMPLETION_FIELDS,
@@ -56,6 +56,7 @@ from openmint_gateway.problems import (
     openai_error,
     openai_error_event,
 )
+from openmint_gateway.request_log import RequestLog
 from openmint_gateway.resolver import Resolver
 from openmint_gateway.usage_meter import UsageMeter
 
@@ -96,6 +97,7 @@ class HotPath:
         pool: str,
         status_hold_s: float,
         comment_every_s: float,
+        request_log: RequestLog,
     ) -> None:
         self._inner = inner
         self._keys = keys
@@ -109,6 +111,7 @@ class HotPath:
         self._pool = pool
         self._status_hold_s = status_hold_s
         self._comment_every_s = comment_every_s
+        self._log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -150,17 +153,8 @@ class HotPath:
             return
         route = ROUTES[exchange.route]
         request = read_inference_request(await read_body(receive), route.fields, route.required)
-        work = asyncio.create_task(self._infer(exchange, caller, request, send))
-        watcher = asyncio.create_task(wait_for_hang_up(receive))
-        try:
-            await asyncio.wait({work, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
-                raise ClientLeft
-            work.result()
-        finally:
-            for task in (work, watcher):
-                task.cancel()
-            await asyncio.gather(work, watcher, return_exceptions=True)
+        async with WhileClientStays(receive):
+            await self._infer(exchange, caller, request, send)
 
     async def _infer(self, exchange: Exchange, caller: Caller, request: InferenceRequest, send: Send) -> None:
         exchange.model, exchange.is_stream = request.model, request.is_stream
@@ -219,17 +213,17 @@ class HotPath:
         await _respond(send, exchange, 200, b"application/json", orjson.dumps(body))
 
     async def _stream(self, exchange: Exchange, order: Order, request: InferenceRequest, send: Send) -> None:
-        dispatching = asyncio.create_task(self._dispatcher.send(order, exchange.journey))
+        async def comment() -> None:
+            await self._send_stream(exchange, WAITING_COMMENT, send)
+
+        comments = Comments(comment, self._status_hold_s, self._comment_every_s)
         try:
-            await asyncio.wait({dispatching}, timeout=self._status_hold_s)
-            while not dispatching.done():
-                await self._send_stream(exchange, WAITING_COMMENT, send)
-                await asyncio.wait({dispatching}, timeout=self._comment_every_s)
-            dispatched = dispatching.result()
+            dispatched = await self._dispatcher.send(order, exchange.journey)
         except BaseException:
-            await _call_off(dispatching)
+            await comments.stop()
             raise
         try:
+            await comments.stop()
             await self._copy(exchange, dispatched, request, send)
         finally:
             dispatched.close()
@@ -306,8 +300,7 @@ class HotPath:
         journey = exchange.journey
         self._metrics.answered(exchange.route, exchange.outcome, total_ms, exchange.first_token_ms)
         self._metrics.waited(journey.load_ms, journey.queue_ms, was_cold=journey.was_cold)
-        log.info(
-            "request.answered",
+        self._log.say(
             route=exchange.route,
             request_id=exchange.request_id,
             tenant=caller.tenant if caller else None,
@@ -329,14 +322,6 @@ class HotPath:
             prompt_tokens=exchange.prompt_tokens,
             completion_tokens=exchange.completion_tokens,
         )
-
-
-async def _call_off(dispatching: "asyncio.Task[Dispatched]") -> None:
-    """End a dispatch that nobody waits for; should it have won the race, let its engine go."""
-    dispatching.cancel()
-    (ended,) = await asyncio.gather(dispatching, return_exceptions=True)
-    if isinstance(ended, Dispatched):
-        ended.close()
 
 
 def _wait_s(scope: Scope) -> float | None:
