@@ -5,6 +5,7 @@ from load.scenarios.contract import Options, Scenario
 from load.scenarios.decode_guard import DECODE_GUARD
 from load.scenarios.faults import FAULTS
 from load.scenarios.gate_errors import GATE_ERRORS
+from load.scenarios.gateway_cost import GATEWAY_COST
 from load.scenarios.handoff import HANDOFF
 from load.scenarios.many_policies import MANY_POLICIES
 from load.scenarios.one_missing import ONE_MISSING
@@ -18,6 +19,7 @@ SCENARIOS: dict[str, Scenario] = {
         DECODE_GUARD,
         FAULTS,
         GATE_ERRORS,
+        GATEWAY_COST,
         HANDOFF,
         MANY_POLICIES,
         ONE_MISSING,
