@@ -2,8 +2,8 @@
 
 Two things make a revision hot: its own sequences fill HOT_SHARE of what its engines take in a step, or it is the
 largest on an engine that is nearly full while others have time. It gets as many copies as bring it below HOT_SHARE,
-one after the other. It stays hot until one copy less would leave it below COLD_SHARE, so that it is not copied and
-dropped in turns; copies of what is not hot are the cheapest to evict.
+one after the other. It stays hot for HOT_FOR_S, and until one copy less would leave it below COLD_SHARE, so that it is
+not copied and dropped in turns; copies beyond what is wanted are the cheapest to evict.
 """
 
 from math import ceil
@@ -16,6 +16,9 @@ from openmint_scheduler.state import REPLICATOR, SchedulerState
 
 HOT_SHARE = 0.5
 COLD_SHARE = 0.25
+
+HOT_FOR_S = 30.0
+"""A burst comes back within seconds. Shorter, and copies were dropped and made again; longer, and they fill places."""
 
 FULL_SHARE = 0.85
 """An engine that runs so much of what a step takes is about to let requests wait."""
@@ -35,9 +38,9 @@ def consider(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
         if resident.in_flight >= HOT_SHARE * entry.max_running:
             heat(state, digest, now_s)
         elif digest in state.hot:
-            cool(state, digest)
+            cool(state, digest, now_s)
     if largest and entry.running + entry.waiting >= FULL_SHARE * entry.max_running and largest not in state.hot:
-        state.hot[largest] = state.ledger.copies(largest) + 1
+        state.hot[largest], state.heated_s[largest] = state.ledger.copies(largest) + 1, now_s
         replicate(state, largest, now_s)
 
 
@@ -49,6 +52,7 @@ def heat(state: SchedulerState, digest: str, now_s: float) -> None:
     in_flight = sum(entry.residents[digest].in_flight for entry in holders)
     mean_room = sum(entry.max_running for entry in holders) / len(holders)
     state.hot[digest] = max(state.hot.get(digest, 1), ceil(in_flight / (HOT_SHARE * mean_room)))
+    state.heated_s[digest] = now_s
     replicate(state, digest, now_s)
 
 
@@ -72,10 +76,13 @@ def replicate(state: SchedulerState, digest: str, now_s: float) -> None:
     state.enqueue(load, now_s)
 
 
-def cool(state: SchedulerState, digest: str) -> None:
-    """Not hot any more when one copy less would do."""
+def cool(state: SchedulerState, digest: str, now_s: float) -> None:
+    """Not hot any more when one copy less would do, and has done for a while."""
+    if now_s - state.heated_s.get(digest, 0.0) < HOT_FOR_S:
+        return
     holders = state.ledger.serving(SERVE_POOL, digest)
     busy = sum(entry.residents[digest].busy for entry in holders)
     room = sum(entry.max_running for entry in holders[:-1]) or (holders[0].max_running if holders else 1)
     if busy < COLD_SHARE * room:
         del state.hot[digest]
+        state.heated_s.pop(digest, None)

@@ -74,6 +74,8 @@ class SchedulerState:
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
         self.suspects = SuspectBook()
+        self.heated_s: dict[str, float] = {}
+        """When each hot revision was last found hot."""
         self.hot: dict[str, int] = {}
         """Revisions that need more than one copy, and how many."""
         self.room = RoomMaker(self, EVICTIONS[eviction])

@@ -11,6 +11,9 @@ STAGE_COST_MS = 40.0
 STAGE_COST_MS_PER_MB = 8.0
 """Fetch, hash and repack, per 10^6 bytes."""
 
+SURPLUS_SHARE = 1e-3
+"""So little counts the demand for what answers elsewhere too: a hot revision's surplus copy goes before a rare one."""
+
 
 def reload_cost_ms(candidate: Candidate) -> float:
     """What it would take to have it back."""
@@ -22,6 +25,7 @@ def reload_cost_ms(candidate: Candidate) -> float:
 def cheapest_to_lose(candidate: Candidate) -> float:
     """Demands a minute times what it costs to bring back, in ms a minute.
 
-    Of something that answers elsewhere too, only the share of the demand that came here has to move.
+    Losing a copy beyond what is needed brings no load at all, only work for the others.
     """
-    return candidate.demands_per_min * reload_cost_ms(candidate) / candidate.copies**2
+    loss = candidate.demands_per_min * reload_cost_ms(candidate)
+    return loss if candidate.copies == 1 else loss * SURPLUS_SHARE

@@ -14,7 +14,7 @@ class Candidate:
     last_wanted_s: float
     is_staged: bool
     copies: int = 1
-    """Engines that hold it; 1 for one that needs all its copies."""
+    """Engines that hold it, less those that its heat needs beyond one; 1: this copy is needed."""
 
 
 class Eviction(Protocol):
