@@ -20,6 +20,7 @@ async def own_server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     await asyncio.to_thread(server.erase)
 
 
+@pytest.mark.slow
 async def test_what_was_committed_is_there_and_the_same_pool_works_on(own_server: EmbeddedPostgres) -> None:
     await migrate(own_server.dsn)
     catalog = await Catalog.open(own_server.dsn)

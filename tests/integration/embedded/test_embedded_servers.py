@@ -73,6 +73,7 @@ async def test_kill_of_nats_loses_nothing_that_it_acked(bus_server: EmbeddedNats
     await client.close()
 
 
+@pytest.mark.slow
 async def test_kill_of_postgres_loses_nothing_that_it_committed(database_server: EmbeddedPostgres) -> None:
     dsn = database_server.dsn
     connection = await asyncpg.connect(dsn)
@@ -108,6 +109,7 @@ def test_no_permission_outside_the_data_directory_is_changed(database_server: Em
         assert data.stat().st_uid != 0
 
 
+@pytest.mark.slow
 def test_stale_pid_file_of_postgres_with_a_living_strangers_id_does_not_stop_it(
     database_server: EmbeddedPostgres,
 ) -> None:

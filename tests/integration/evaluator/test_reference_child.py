@@ -54,6 +54,7 @@ def expected(base_folder: Path, adapter_folder: Path) -> dict[str, list[float]]:
     return {"off": off, "on": on, "half": logprobs(adapted)}
 
 
+@pytest.mark.slow
 async def test_child_says_what_stock_peft_says(
     child: ReferenceChild, adapter_folder: Path, expected: dict[str, list[float]]
 ) -> None:

@@ -64,6 +64,7 @@ async def heard(bus) -> AsyncGenerator[asyncio.Queue[RevisionExported]]:
     await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_a_fact_on_the_bus_wakes_it_and_its_own_fact_goes_out(bus, catalog, wanted, exporter_process, heard):
     # A poll of a minute: only the bus can be what wakes it.
     async with exporter_process(OPENMINT_EXPORTER_POLL_S="60") as process:

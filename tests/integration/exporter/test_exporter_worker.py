@@ -44,6 +44,7 @@ async def test_a_wanted_revision_is_exported_signed_and_committed(
     assert len(await outbox(wanted.catalog, "revision.exported")) == 1
 
 
+@pytest.mark.slow
 async def test_the_same_training_gives_the_same_digest_whoever_exports_it(wanted, running_exporter):
     first, second = await wanted.revision(seed=1), await wanted.revision(seed=1)
     async with running_exporter():
@@ -111,6 +112,7 @@ class UnreliableStore(Store):
         return await super().fetch_to(key, path, max_bytes)
 
 
+@pytest.mark.slow
 async def test_a_store_that_is_away_for_a_while_is_waited_for(wanted, running_exporter, tmp_path):
     pending = await wanted.revision()
     unreliable = UnreliableStore.open((tmp_path / "store").as_uri())

@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
+import pytest
 import torch
 
 from openmint.adapters.store import Store
@@ -142,6 +143,7 @@ async def test_a_trainer_that_was_replaced_writes_nothing_more_and_takes_other_w
     assert not [key for key in await store.list("checkpoints/") if f"/{taken.fence}/" in key]
 
 
+@pytest.mark.slow
 async def test_a_stopped_trainer_hands_its_job_over_and_the_next_ends_with_the_same_weights(
     requests: Requests, running_trainer: Running, catalog: Catalog, store: Store, tmp_path: Path
 ) -> None:
