@@ -4,12 +4,14 @@ from load.scenarios.cold_wave import COLD_WAVE
 from load.scenarios.contract import Options, Scenario
 from load.scenarios.decode_guard import DECODE_GUARD
 from load.scenarios.faults import FAULTS
+from load.scenarios.fleet import FLEET
 from load.scenarios.gate_errors import GATE_ERRORS
 from load.scenarios.gateway_cost import GATEWAY_COST
 from load.scenarios.handoff import HANDOFF
 from load.scenarios.many_policies import MANY_POLICIES
 from load.scenarios.one_missing import ONE_MISSING
 from load.scenarios.overload import OVERLOAD_SCENARIO
+from load.scenarios.paper_waves import PAPER_WAVES
 from load.scenarios.sweep import SWEEP
 
 SCENARIOS: dict[str, Scenario] = {
@@ -18,12 +20,14 @@ SCENARIOS: dict[str, Scenario] = {
         COLD_WAVE,
         DECODE_GUARD,
         FAULTS,
+        FLEET,
         GATE_ERRORS,
         GATEWAY_COST,
         HANDOFF,
         MANY_POLICIES,
         ONE_MISSING,
         OVERLOAD_SCENARIO,
+        PAPER_WAVES,
         SWEEP,
     )
 }
