@@ -43,6 +43,9 @@ from load.stock.vllm_router import VllmRouter
 from load.workloads.arrivals import Arrival, burst_arrivals, client_arrivals
 from load.workloads.crowd import Crowd, draw_crowd
 
+MIN_CAPACITY_RPS = 1.0
+"""Below it, a row would hold a handful of requests and show nothing."""
+
 SETTLE_S = 2.0
 """Before a row: a vLLM worker spins on its core for a second after a request."""
 
@@ -83,7 +86,11 @@ class Field:
         await closed_loop(target, CALIBRATION_CLIENTS, calls, CALIBRATION_S / 2)
         started_s = time.monotonic()
         outcomes = await closed_loop(target, CALIBRATION_CLIENTS, calls, CALIBRATION_S)
-        return figures_of(outcomes, started_s, CALIBRATION_S, is_closed=True).requests_rps
+        found_rps = figures_of(outcomes, started_s, CALIBRATION_S, is_closed=True).requests_rps
+        if found_rps < MIN_CAPACITY_RPS:
+            raise SystemExit(f"stock engines answer {found_rps:g} requests a second here: is something else running?")
+        _say(f"measured capacity: {found_rps:.3g} req/s")
+        return found_rps
 
     async def run(self, planned: PlannedRow, capacity_rps: float, window_s: float) -> Row:
         """Run one row from cold adapters."""
