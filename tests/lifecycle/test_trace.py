@@ -7,7 +7,7 @@ import pytest
 
 from load.clients.records import Call
 from load.stack.openmint_stack import OpenmintStack
-from load.stack.policies import policies
+from load.stack.policies import Policy
 from openmint.errors import NotFound
 from openmint.trace_files import SpanNode, find_trace, walk
 
@@ -44,7 +44,7 @@ async def whole_trace(folder: Path, names: set[str]) -> list[SpanNode]:
 async def test_a_cold_streaming_request_is_one_trace_from_the_gateway_to_its_first_token(tmp_path: Path):
     folder = tmp_path / "traces"
     async with OpenmintStack(BASE, env={"OPENMINT_TRACES_DIR": str(folder)}) as stack:
-        (policy,) = policies(1)
+        policy = Policy("t0", "tone")
         await stack.seed([policy])
         outcome = await stack.ask(Call(policy, "one plus one is", 2))
         assert outcome.is_answered, outcome.error
