@@ -277,6 +277,26 @@ def read_header(path: Path) -> LayoutHeader:
     return header
 
 
+def check_fits(header: LayoutHeader, table: ModuleTable) -> None:
+    """Compare every tensor with the slot that it will be copied into: a step that met another one would end the engine.
+
+    Raises: BadLayout.
+    """
+    if header.rank > table.max_rank:
+        raise BadLayout(f"rank {header.rank} is above this engine's {table.max_rank}")
+    known = {module.name: module for module in table.modules}
+    for packed in header.modules:
+        module = known.get(packed.name)
+        pairs = () if module is None else module.projections()
+        if module is None or not len(pairs) == len(packed.a) == len(packed.b):
+            raise BadLayout(f"{packed.name} is no module of this engine, or has other slices")
+        for a, b, (first, *_) in zip(packed.a, packed.b, pairs, strict=True):
+            fits_a = a is None or (a.experts, a.rows, a.columns) == (module.experts, header.rank, first.in_size)
+            fits_b = b is None or (b.experts, b.rows, b.columns) == (module.experts, first.out_size, header.rank)
+            if not (fits_a and fits_b) or (a is None) != (b is None):
+                raise BadLayout(f"{packed.name} has a tensor that does not fit this engine")
+
+
 def check_blob(path: Path, header: LayoutHeader) -> None:
     """Compare the blob with its digest, which also brings its pages into memory. Raises: BadLayout."""
     found = hashlib.sha256()

@@ -17,6 +17,7 @@ from openmint_engine_host.layout import (
     Slice,
     TensorPlace,
     check_blob,
+    check_fits,
     pack,
     read_header,
 )
@@ -187,3 +188,18 @@ def test_rounding_to_bfloat16_is_to_nearest_even():
     values = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
     wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
     assert np.array_equal(encode(values, "bfloat16"), wanted)
+
+
+def test_a_file_that_was_packed_for_the_engine_fits_it_and_any_other_is_told_by_its_module(tmp_path: Path):
+    file = write_peft(tmp_path, {"l.q": (6, 8), "l.down": (8, 6)})
+    header = pack(file, table(), DIGEST, RANK, ALPHA, tmp_path / "out")
+    check_fits(header, table())
+    qkv, down = table().modules
+    others = {
+        "l.down": ModuleTable("bfloat16", 1, 16, (qkv, EngineModule("l.down", False, (Slice("l.down", 6, 9),)))),
+        "l.qkv": ModuleTable("bfloat16", 1, 16, (down,)),
+        "rank 2": ModuleTable("bfloat16", 1, 1, (qkv, down)),
+    }
+    for named, other in others.items():
+        with pytest.raises(BadLayout, match=named):
+            check_fits(header, other)

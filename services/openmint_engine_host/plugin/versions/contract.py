@@ -66,7 +66,7 @@ class VersionModule(Protocol):
         ...
 
     def attach(self, worker: object, load: Load) -> None:
-        """Register a prepared file in host memory and put it into a slot. Raises: ValueError, naming the cause."""
+        """Register a prepared file in host memory, and in a slot if one is free. Raises: ValueError with its cause."""
         ...
 
     def remove(self, worker: object, adapter_id: int) -> bool:

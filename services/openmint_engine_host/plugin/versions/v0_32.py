@@ -23,6 +23,7 @@ from openmint_engine_host.layout import (
     ModuleTable,
     Slice,
     TensorPlace,
+    check_fits,
     read_header,
 )
 from openmint_engine_host.plugin.slots import fill_slot
@@ -52,6 +53,7 @@ class Vllm032:
         self._is_installed = False
         self._is_repaired = False
         self._layout = ""
+        self._table: ModuleTable | None = None
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -89,26 +91,25 @@ class Vllm032:
         modules = tuple(_engine_module(manager, name, module) for name, module in manager.modules.items())
         dtype = str(manager.lora_config.lora_dtype).removeprefix("torch.")
         table = ModuleTable(dtype, width, manager.lora_config.max_lora_rank, modules)
-        self._layout = table.fingerprint()
+        self._layout, self._table = table.fingerprint(), table
         return table
 
     def attach(self, worker: object, load: Load) -> None:
-        from vllm.lora.request import LoRARequest
-
         manager = _adapters(worker)
         if load.adapter_id in manager.list_adapters():
             return
         if len(manager) >= manager.capacity:
             raise BadLayout(f"the engine holds its {manager.capacity} adapters already")
-        if not self._layout:
-            self.module_table(worker)
+        table = self._table or self.module_table(worker)
         header = read_header(Path(load.path) / FILE_NAME)
         if header.layout != self._layout:
             raise BadLayout(f"{load.path} is of layout {header.layout}, this engine is {self._layout}")
+        check_fits(header, table)
         try:
-            cast(Any, worker).model_runner.lora_manager.add_adapter(
-                LoRARequest(lora_name=load.name, lora_int_id=load.adapter_id, lora_path=load.path)
-            )
+            manager.add_adapter(_map_adapter(Path(load.path) / FILE_NAME, header, load.adapter_id))
+            # A free slot is filled now; one that holds another adapter is left to it until a request needs the place.
+            if None in manager.lora_index_to_id:
+                manager.activate_adapter(load.adapter_id)
         except Exception:
             manager.remove_adapter(load.adapter_id)
             raise
@@ -229,7 +230,8 @@ def _read_prepared_files_only() -> None:
         """Takes prepared files only: a PEFT folder, a hub name or a vanished path is refused by name."""
 
         def _load_adapter(self, lora_request: Any) -> Any:
-            return _map_adapter(Path(lora_request.lora_path) / FILE_NAME, lora_request.lora_int_id)
+            path = Path(lora_request.lora_path) / FILE_NAME
+            return _map_adapter(path, read_header(path), lora_request.lora_int_id)
 
     # vLLM looks the class up under this name when it builds the model runner.
     mixin: Any = lora_model_runner_mixin
@@ -276,12 +278,11 @@ def _write_expert_slots_once() -> None:
     experts.set_lora = set_lora
 
 
-def _map_adapter(path: Path, adapter_id: int) -> Any:
+def _map_adapter(path: Path, header: LayoutHeader, adapter_id: int) -> Any:
     """A LoRAModel whose tensors are views of the file. Its pages are brought into memory here, not in a step."""
     from vllm.lora.lora_model import LoRAModel
     from vllm.lora.lora_weights import LoRALayerWeights, PackedLoRALayerWeights
 
-    header = read_header(path)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
     blob = _as_tensor(mapped, header)
@@ -289,7 +290,8 @@ def _map_adapter(path: Path, adapter_id: int) -> Any:
     def view(place: TensorPlace | None) -> torch.Tensor | None:
         if place is None:
             return None
-        return blob[place.offset : place.offset + math.prod(place.shape)].view(place.shape)
+        strides = (place.rows * place.columns, place.columns, 1) if place.experts else (place.columns, 1)
+        return blob.as_strided(place.shape, strides, place.offset)
 
     rank = header.rank
     weights: dict[str, Any] = {}
