@@ -62,6 +62,8 @@ class DecisionCost:
     looks and ticks at the pace of DECISIONS_PER_S."""
 
     decisions: int
+    loaded: int
+    """Adapters attached meanwhile: as many, or the engines could not follow and the cost is not that of a load."""
     asked_us: float
     decided_us: float
     all_us: float
@@ -84,6 +86,7 @@ class DecisionBench:
         self._beats_due = 0.0
         self._next_tick_s = 0.0
         self._asked = 0
+        self._loaded = 0
         self._cpu_ns: Counter[str] = Counter()
         for engine in self._engines.values():
             self._tell(self._beat(engine))
@@ -99,12 +102,14 @@ class DecisionBench:
     def run(self, decisions: int) -> DecisionCost:
         """Time so many decisions."""
         self._cpu_ns.clear()
+        loaded = -self._loaded
         for _ in range(decisions):
             self._decide()
         total = self._cpu_ns.total()
         decided = sum(self._cpu_ns[kind] for kind in COUNTED)
         scale = 1e3 * decisions
-        return DecisionCost(decisions, self._cpu_ns["LoadAsked"] / scale, decided / scale, total / scale)
+        loaded += self._loaded
+        return DecisionCost(decisions, loaded, self._cpu_ns["LoadAsked"] / scale, decided / scale, total / scale)
 
     def _decide(self) -> None:
         self._now_s += 1.0 / DECISIONS_PER_S
@@ -174,6 +179,7 @@ class DecisionBench:
             engine.residents[digest] = f"{digest}#{engine.names}"
             engine.list_version += 1
             self._resident[digest] += 1
+            self._loaded += 1
         return AttachResult(digest, engine.residents[digest], 6.0)
 
     def _take_off(self, engine: InstantEngine, digest: str) -> None:

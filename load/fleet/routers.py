@@ -1,8 +1,8 @@
 """Ways that people use today: a router picks an engine for each request, and the engine loads what it has not got.
 
-Engines evict the adapter that was used longest ago, among idle ones. To be fair to them, the router knows everything at
-once (who holds what, who is gone, all outstanding work), staging runs beside the engine, and everything that is ready is
-attached in one gap, as with us: only the choices differ.
+Engines evict the adapter that was used longest ago, among idle ones. To be fair to them, the router knows everything
+at once (who holds what, who is gone, all outstanding work), staging runs beside the engine, and everything that is
+ready is attached in one gap, as with us: only the choices differ.
 """
 
 import random
