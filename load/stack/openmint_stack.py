@@ -28,6 +28,7 @@ from load.stack.adapters import AdapterShelf
 from load.stack.catalogue import seed_catalogue
 from load.stack.counters import EngineCounters, count_host_log
 from load.stack.engine_limits import EngineLimits
+from load.stack.load_events import LoadRecord, read_loads
 from load.stack.policies import Policy, Shelved
 from load.stack.worker_notes import NOTES_FILE, count_notes
 from openmint.catalog.keys import create_key
@@ -196,6 +197,11 @@ class OpenmintStack:
             swaps = (await asyncio.to_thread(count_notes, notes)).slot_swaps
             done[name] = replace(counters, slot_swaps=swaps)
         return done
+
+    async def loads(self) -> list[LoadRecord]:
+        """Every load so far, for `load_events.write_loads`."""
+        logs = {name: self.log_of(f"engine-{name}") for name in self.engine_names}
+        return await asyncio.to_thread(read_loads, self.log_of("scheduler"), logs)
 
     async def clear(self, policies: Sequence[Policy] | None = None, *, keep_staged: bool = False) -> None:
         """Make everything, or these policies, cold on every engine, and wait until the scheduler knows it.
