@@ -68,7 +68,7 @@ class Bound:
     limit: float
 
 
-DENSE = (
+DENSE: tuple[Bound, ...] = (
     Bound(LIGHT, "p99 / round-robin's", _p99, peer("round-robin"), "<=", 0.5),
     Bound(LIGHT, "p99 / prefer-loaded's", _p99, peer("loaded"), "<=", 0.8),
     Bound(LIGHT, "loads / prefer-loaded's", _loads, peer("loaded"), "<=", 1.0),
@@ -84,7 +84,7 @@ DENSE = (
     Bound(CLOSED, "answers a second / best peer's", _throughput, best(_throughput, capped=False), ">=", 1.15),
 )
 
-EXPERTS = (
+EXPERTS: tuple[Bound, ...] = (
     Bound(HEAVY, "goodput 5 s / best peer's", _five, best(_five, capped=False), ">=", 2.0),
     Bound(HEAVY, "goodput 10 s / best peer's", _ten, best(_ten, capped=False), ">=", 2.0),
     Bound(HEAVY, "p99 / that of the best at 5 s", _p99, best(_five, capped=False), "<=", 0.5),

@@ -17,11 +17,6 @@ from load.scenarios.contract import Options, Scenario
 if TYPE_CHECKING:
     from load.many_policies.rows import RowBook
 
-REPOSITORY = Path(__file__).parents[2]
-DENSE_BASE = "smollm2-135m"
-EXPERTS_BASE = "moe-8x64"
-"""8 layers of 64 experts with random weights, written when it is not there; its adapters have 18 MB."""
-
 
 def run(options: Options, report: ReportBuilder) -> None:
     """All rows that are not kept yet, then the bounds."""
@@ -29,21 +24,19 @@ def run(options: Options, report: ReportBuilder) -> None:
     from load.many_policies.rows import RowBook, comma_separated, markdown
     from load.many_policies.verdict import DENSE, EXPERTS, judge
     from load.stock.vllm_router import VllmRouter
-    from openmint_engine_host.tiny_moe_base import write_tiny_moe_base
+    from load.waves.arena import dense_base, experts_base
 
     wanted = extent(is_quick=options.is_quick, seed=options.seed)
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
     book = RowBook(options.keep / "rows.json" if options.keep is not None else None)
-    for base, bounds in ((DENSE_BASE, DENSE), (EXPERTS_BASE, EXPERTS)):
-        folder = REPOSITORY / ".openmint" / "bases" / base
-        if base == EXPERTS_BASE and options.is_quick:
-            report.note(f"{base} is raced in full runs alone")
-            continue
-        if not (folder / "config.json").exists():
-            if base == DENSE_BASE:
-                raise SystemExit(f"no base model {base}: run `make base`")
-            write_tiny_moe_base(folder, tokenizer_from=REPOSITORY / ".openmint" / "bases" / DENSE_BASE)
+    kinds = [(dense_base(), DENSE)]
+    if options.is_quick:
+        report.note("experts are raced in full runs alone")
+    else:
+        kinds.append((experts_base(), EXPERTS))
+    for folder, bounds in kinds:
+        base = folder.name
         asyncio.run(_race(folder, options, book))
         missing = VllmRouter.missing()
         if missing and not options.is_quick:

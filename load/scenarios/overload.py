@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from load.stack.openmint_stack import OpenmintStack
     from load.workloads.arrivals import Arrival
 
-REPOSITORY = Path(__file__).parents[2]
-BASE = "smollm2-135m"
-
 OVERLOAD = 3.0
 WINDOW_S = 60.0
 QUICK_WINDOW_S = 30.0
@@ -55,9 +52,9 @@ class Overloaded:
 
 def run(options: Options, report: ReportBuilder) -> None:
     """One window of overload."""
-    folder = REPOSITORY / ".openmint" / "bases" / BASE
-    if not (folder / "config.json").exists():
-        raise SystemExit(f"no base model {BASE}: run `make base`")
+    from load.waves.arena import dense_base
+
+    folder = dense_base()
     tell(asyncio.run(_overload(folder, options)), report)
 
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from load.stack.openmint_stack import OpenmintStack
     from load.stack.policies import Policy
 
-REPOSITORY = Path(__file__).parents[2]
-BASE = "smollm2-135m"
-
 SIZES = (1_000, 10_000, 100_000)
 QUICK_SIZES = (1_000, 10_000)
 SAMPLES = 64
@@ -46,9 +43,9 @@ class OfSize:
 
 def run(options: Options, report: ReportBuilder) -> None:
     """One stack whose catalogue grows; samples at each size."""
-    folder = REPOSITORY / ".openmint" / "bases" / BASE
-    if not (folder / "config.json").exists():
-        raise SystemExit(f"no base model {BASE}: run `make base`")
+    from load.waves.arena import dense_base
+
+    folder = dense_base()
     sizes = QUICK_SIZES if options.is_quick else SIZES
     tell(asyncio.run(_sweep(folder, sizes, 1 if options.is_quick else ROUNDS, options.seed)), report)
 
