@@ -120,8 +120,12 @@ def _decisions(options: Options, report: ReportBuilder) -> None:
     report.measure("with looks, heartbeats and ticks", "us", [cost.all_us for _, cost in costs])
     growth = report.compare("cost, 10^6 over 10^4 policies", of_many, of_few)
     report.check_at_least(
-        "decisions per CPU-second", 1e6 / median(cost.decided_us for _, cost in costs), DECISIONS_PER_CPU_S,
-        f"CPU of {', '.join(COUNTED)}",
+        "decisions per CPU-second: request in, commands out", 1e6 / median(cost.asked_us for _, cost in costs),
+        DECISIONS_PER_CPU_S, "CPU of LoadAsked",
+    )  # fmt: skip
+    report.check_at_least(
+        "decisions per CPU-second, to the end of the load", 1e6 / median(cost.decided_us for _, cost in costs),
+        DECISIONS_PER_CPU_S, f"CPU of {', '.join(COUNTED)}",
     )  # fmt: skip
     report.check_at_most("cost, 10^6 over 10^4 policies", growth.median, COST_GROWTH_BOUND)
 
