@@ -386,4 +386,4 @@ def test_the_core_keeps_its_invariants_whatever_comes():
 
 @pytest.mark.slow
 def test_the_core_keeps_its_invariants_whatever_comes_for_long():
-    run_state_machine_as_test(World, settings=settings(max_examples=600, stateful_step_count=80, **QUIET))
+    run_state_machine_as_test(World, settings=settings(max_examples=150, stateful_step_count=60, **QUIET))
