@@ -3,6 +3,7 @@
 from load.scenarios.cold_wave import COLD_WAVE
 from load.scenarios.contract import Options, Scenario
 from load.scenarios.decode_guard import DECODE_GUARD
+from load.scenarios.fair_line import FAIR_LINE
 from load.scenarios.faults import FAULTS
 from load.scenarios.fleet import FLEET
 from load.scenarios.gate_errors import GATE_ERRORS
@@ -19,6 +20,7 @@ SCENARIOS: dict[str, Scenario] = {
     for scenario in (
         COLD_WAVE,
         DECODE_GUARD,
+        FAIR_LINE,
         FAULTS,
         FLEET,
         GATE_ERRORS,

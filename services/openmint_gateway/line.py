@@ -37,7 +37,7 @@ class LineRules:
     """0: no limit."""
     adapter_turns: bool = True
     deadline_order: bool = True
-    turn_share: float = 0.35
+    turn_share: float = 0.1
     """An adapter's turn has come when its first request has waited for this part of what it may wait."""
     bounds: Bounds = field(default_factory=Bounds)
 

@@ -45,7 +45,7 @@ class GatewaySettings(CommonSettings):
         description="Different adapters on an engine at a time, at most its slots (max_loras); 0: no limit",
     )
     adapter_turns: bool = Field(
-        default=True, description="Running adapters make way for one that has waited a third of what it may"
+        default=True, description="Running adapters make way for one that has waited a tenth of what it may"
     )
     deadline_order: bool = Field(
         default=True,

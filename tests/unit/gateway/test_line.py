@@ -154,7 +154,7 @@ def test_an_endless_stream_for_one_adapter_does_not_keep_another_from_its_turn(t
             running.append(one)
         if not running:
             break
-    # Its turn comes after half of what it may wait; then the four of the other adapter have to end.
+    # Its turn comes after a part of what it may wait; then the four of the other adapter have to end.
     assert (other.state == "running" and now_s <= 20 + 5) is turns
 
 
