@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ class _Blob:
     """The tensors of a layout file, one after another."""
 
     def __init__(self, tensors: PeftTensors, dtype: str, rank: int, scale: float) -> None:
-        self.parts: list[memoryview] = []
+        self.parts: list[bytes | memoryview] = []
         self._tensors = tensors
         self._dtype = dtype
         self._rank = rank
@@ -205,13 +206,18 @@ class _Blob:
 
     def _append(self, array: NDArray[Any], shape: tuple[int, int], experts: int) -> TensorPlace:
         place = TensorPlace(self._position, *shape, experts)
-        self.parts.append(np.ascontiguousarray(array).data)
+        self.parts.append(np.ascontiguousarray(array).data.cast("B"))
         self._position += math.prod(place.shape)
         return place
 
 
 def _write(
-    out: Path, blob: list[memoryview], digest: str, table: ModuleTable, rank: int, modules: tuple[PackedModule, ...]
+    out: Path,
+    blob: Sequence[bytes | memoryview],
+    digest: str,
+    table: ModuleTable,
+    rank: int,
+    modules: tuple[PackedModule, ...],
 ) -> LayoutHeader:
     found = hashlib.sha256()
     for tensor in blob:
@@ -222,7 +228,7 @@ def _write(
         "layout": table.fingerprint(),
         "dtype": table.dtype,
         "rank": rank,
-        "blob_bytes": sum(tensor.nbytes for tensor in blob),
+        "blob_bytes": sum(len(tensor) for tensor in blob),
         "blob_sha256": found.hexdigest(),
         "modules": [
             {
