@@ -43,15 +43,20 @@ class Stack:
         headers = {"authorization": f"Bearer {key or self.key}"}
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=httpx.Timeout(180))
 
-    async def engine_state(self) -> EngineState:
-        """The engine's own word, from its host's control port (whose address its heartbeats tell)."""
+    async def heartbeat(self) -> dict[str, Any]:
+        """The next heartbeat of an engine."""
         client = await nats.connect(
             self.settings.nats_url, user=self.settings.nats_user, password=self.settings.nats_password
         )
         beats = await client.subscribe("openmint.engine.heartbeat.>")
         body = json.loads((await beats.next_msg(timeout=10)).data)
         await client.close()
-        engine = HostEngine(body["control_url"], secret_file(self.state_dir, "engine-control.key"))
+        return body
+
+    async def engine_state(self) -> EngineState:
+        """The engine's own word, from its host's control port (whose address its heartbeats tell)."""
+        control_url = (await self.heartbeat())["control_url"]
+        engine = HostEngine(control_url, secret_file(self.state_dir, "engine-control.key"))
         try:
             return await engine.state()
         finally:

@@ -17,10 +17,6 @@ MERGE_THREADS = 1
 """Hundreds of small products: a second thread saves 0.05 s of 0.15 s on an idle machine of two cores, and costs seconds
 where each product waits for a thread whose core an engine holds."""
 
-MERGE_THREADS = 1
-"""Hundreds of small products: a second thread saves 0.05 s of 0.15 s on an idle machine of two cores, and costs seconds
-where each product waits for a thread whose core an engine holds."""
-
 Weights = Mapping[str, torch.Tensor]
 
 
@@ -40,7 +36,6 @@ def read_adapter(revision_folder: Path) -> dict[str, torch.Tensor]:
 @torch.inference_mode()
 def merge(base: Weights, adapter: Weights, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
     """W + alpha / rank * B A, summed in float32 and rounded to `dtype`, by default the base's own."""
-    torch.set_num_threads(MERGE_THREADS)
     torch.set_num_threads(MERGE_THREADS)
     merged = dict(base)
     for name, a in adapter.items():

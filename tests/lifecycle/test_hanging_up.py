@@ -12,7 +12,10 @@ import pytest
 from tests.fixtures_stack import Stack, eventually, life_of
 
 from openmint.bus.connection import connect_bus
+from openmint.engines.protocol import CommandStamp
 from openmint.engines.scheduler_view import query_subject
+from openmint.engines.vllm import HostEngine
+from openmint.local_stack import secret_file
 from openmint.local_stack.status import status
 
 pytestmark = pytest.mark.engine
@@ -27,13 +30,32 @@ async def waiting_in_gateway(client: httpx.AsyncClient) -> float:
     return float(next(line.rsplit(" ", 1)[1] for line in lines if line.startswith("openmint_gateway_waiting ")))
 
 
-async def loads_of_base(stack: Stack) -> list[dict[str, Any]]:
+async def scheduler_s_view(stack: Stack) -> dict[str, Any]:
     bus = await connect_bus(stack.settings, "test")
     try:
         answer = await bus.nc.request(query_subject(BASE), b"", timeout=5)
-        return orjson.loads(answer.data)["loads"]
+        return orjson.loads(answer.data)
     finally:
         await bus.close()
+
+
+async def loads_of_base(stack: Stack) -> list[dict[str, Any]]:
+    return (await scheduler_s_view(stack))["loads"]
+
+
+async def drop_copy(stack: Stack, digest: str) -> None:
+    """Have the engine's machine forget its staged copy, and wait until the scheduler knows."""
+    view = await scheduler_s_view(stack)
+    staged = view["engines"][0]["staged_count"]
+    beat = await stack.heartbeat()
+    engine = HostEngine(beat["control_url"], secret_file(stack.state_dir, "engine-control.key"))
+    await engine.unstage(CommandStamp(view["epoch"], 0), digest)
+    await engine.close()
+
+    async def is_known() -> bool | None:
+        return (await scheduler_s_view(stack))["engines"][0]["staged_count"] < staged or None
+
+    await eventually(is_known, "the scheduler's next look", 15)
 
 
 def body_of(model: str, tokens: int) -> dict[str, Any]:
@@ -88,7 +110,9 @@ async def test_hang_up_in_the_queue_leaves_it_within_a_second_and_reaches_no_eng
 
 
 async def test_hang_up_while_loading_ends_the_load_within_a_second(stack: Stack) -> None:
-    revision = await life_of(stack, "left", promotion={"rule": "manual"})
+    # Another seed: the same training would give the digest that another policy answers with.
+    training = {"steps": 4, "batch_rows": 8, "seed": 23}
+    revision = await life_of(stack, "left", promotion={"rule": "manual"}, training=training)
     assert revision["state"] == "eligible", revision
 
     async def is_cold() -> bool | None:
@@ -96,6 +120,7 @@ async def test_hang_up_while_loading_ends_the_load_within_a_second(stack: Stack)
         return True if revision["digest"] not in {r.digest for r in residents} else None
 
     await eventually(is_cold, "the evaluated revision's leaving", 60)
+    await drop_copy(stack, revision["digest"])
     host = status(stack.state_dir).pid_of("engine-one")
     os.kill(host, signal.SIGSTOP)  # A stage that takes as long as we like.
     try:

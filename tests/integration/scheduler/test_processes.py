@@ -14,7 +14,6 @@ from nats.errors import NoRespondersError
 
 from openmint.engines.scheduler_view import query_subject
 
-
 pytestmark = pytest.mark.slow
 
 
