@@ -137,11 +137,12 @@ class ContractEngine:
         if self.refusal is not None:
             return web.json_response({"error": {"message": self.refusal}}, status=400, headers=headers)
         seen = Seen(request.path, body, request.headers[TENANT_HEADER])
+        tokens, delay_s = self.tokens, self.token_delay_s  # A test may change them once it has seen the request.
         self.seen.append(seen)
         try:
             if body.get("stream"):
-                return await self.stream(request, body, headers)
-            await asyncio.sleep(self.token_delay_s * self.tokens)
+                return await self.stream(request, body, headers, tokens, delay_s)
+            await asyncio.sleep(delay_s * tokens)
             if self.dies_after_tokens is not None:
                 assert request.transport is not None
                 request.transport.abort()
@@ -150,16 +151,18 @@ class ContractEngine:
             seen.was_cut_off.set()
             raise
 
-    async def stream(self, request: web.Request, body: dict[str, Any], headers: dict[str, str]) -> web.StreamResponse:
+    async def stream(
+        self, request: web.Request, body: dict[str, Any], headers: dict[str, str], tokens: int, delay_s: float
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={**headers, "content-type": "text/event-stream"})
         await response.prepare(request)
-        for number in range(self.tokens):
+        for number in range(tokens):
             if number == self.dies_after_tokens:
                 assert request.transport is not None
                 request.transport.abort()
                 return response
-            if self.token_delay_s:
-                await asyncio.sleep(self.token_delay_s)
+            if delay_s:
+                await asyncio.sleep(delay_s)
             await response.write(self.event(self.chunk(body, request.path, number)))
         last = {"id": "x", "object": "chunk", "created": 1, "model": body["model"], "choices": []}
         await response.write(self.event({**last, "usage": self.usage()}) + b"data: [DONE]\n\n")

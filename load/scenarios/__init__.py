@@ -13,6 +13,7 @@ from load.scenarios.many_policies import MANY_POLICIES
 from load.scenarios.one_missing import ONE_MISSING
 from load.scenarios.overload import OVERLOAD_SCENARIO
 from load.scenarios.paper_waves import PAPER_WAVES
+from load.scenarios.prediction import PREDICTION
 from load.scenarios.sweep import SWEEP
 
 SCENARIOS: dict[str, Scenario] = {
@@ -30,6 +31,7 @@ SCENARIOS: dict[str, Scenario] = {
         ONE_MISSING,
         OVERLOAD_SCENARIO,
         PAPER_WAVES,
+        PREDICTION,
         SWEEP,
     )
 }

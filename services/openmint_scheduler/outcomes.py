@@ -85,7 +85,10 @@ def attached(
         if not result.error_code:
             adapter_bytes = load.wanted.adapter_bytes if load else 0
             state.ledger.resident(entry, digest, result.adapter_name, adapter_bytes, sent.command, now_s)
-            state.room.value(entry, digest, entry.residents[digest], now_s)
+            resident = entry.residents[digest]
+            # Those who waited were counted when they asked.
+            resident.served = state.interest.waiters(load.wanted.key) if load is not None else 0
+            state.room.value(entry, digest, resident, now_s)
             if load is not None:
                 wait_s = now_s - load.asked_s
                 state.note("adapter.attached", load.wanted, engine=entry.engine, attach_ms=result.attach_ms,

@@ -6,7 +6,7 @@ from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.load_queue import Load, LoadQueue
 from openmint_scheduler.looks import ask_look, is_look_old
 from openmint_scheduler.messages import Stage
-from openmint_scheduler.pool import LIKED, Pool
+from openmint_scheduler.pool import LIKED, LIKED_BY_HOT, Pool
 from openmint_scheduler.state import SchedulerState
 
 MAX_MISSES = 16
@@ -87,7 +87,7 @@ def choose(state: SchedulerState, load: Load, pool: Pool, now_s: float) -> Engin
     key = load.wanted.key
     if is_on_its_way(state, load):
         return None  # Another pool's load brings it, or it must first be gone.
-    found = pool.candidates(key.digest)
+    found = pool.candidates(key.digest, LIKED_BY_HOT if load.is_replica else LIKED)
     for entry in state.ledger.with_copy(key.pool, key.digest):
         if entry not in found and entry.is_usable and state.room.has_room(entry, now_s):
             found.append(entry)

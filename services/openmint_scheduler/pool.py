@@ -18,7 +18,10 @@ EXACT_UP_TO = 32
 LIKED = 4
 """Engines that a revision finds on the ring. The least busy of four is within a few loads of the least busy of all."""
 
-MAX_STEPS = 64
+LIKED_BY_HOT = 24
+"""The same for one more copy of a hot revision: many of those that it likes most hold it already, or are busy."""
+
+MAX_STEPS = 96
 """Points that one search passes."""
 
 MIXER, MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
@@ -89,7 +92,7 @@ class Pool:
         else:
             self.open.pop(entry.engine, None)
 
-    def candidates(self, digest: str) -> list[EngineEntry]:
+    def candidates(self, digest: str, most: int = LIKED) -> list[EngineEntry]:
         """Open engines worth comparing for a revision: all of a small pool, of a large one the first that it likes.
 
         In the order in which it likes them.
@@ -106,6 +109,6 @@ class Pool:
         for owner in owners:
             if owner.is_open and owner not in found:
                 found.append(owner)
-                if len(found) == LIKED:
+                if len(found) == most:
                     break
         return found or [next(iter(self.open.values()))]

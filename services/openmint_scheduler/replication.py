@@ -12,6 +12,7 @@ from openmint.events.serving import SERVE_POOL
 from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.load_queue import Load
 from openmint_scheduler.messages import LoadKey
+from openmint_scheduler.pool import LIKED_BY_HOT
 from openmint_scheduler.state import REPLICATOR, SchedulerState
 
 HOT_SHARE = 0.5
@@ -39,8 +40,11 @@ def consider(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
             heat(state, digest, now_s)
         elif digest in state.hot:
             cool(state, digest, now_s)
-    if largest and entry.running + entry.waiting >= FULL_SHARE * entry.max_running and largest not in state.hot:
-        state.hot[largest], state.heated_s[largest] = state.ledger.copies(largest) + 1, now_s
+    is_full = entry.running + entry.waiting >= FULL_SHARE * entry.max_running
+    if is_full and (largest not in state.hot or most >= COLD_SHARE * entry.max_running) and largest:
+        copies = state.ledger.copies(largest)
+        state.hot[largest] = max(state.hot.get(largest, 1), copies + 1)
+        state.heated_s[largest] = now_s
         replicate(state, largest, now_s)
 
 
@@ -65,7 +69,8 @@ def replicate(state: SchedulerState, digest: str, now_s: float) -> None:
         return
     held = frozenset(entry.engine for entry in holders)
     pool = state.pool(SERVE_POOL)
-    others = [e for e in pool.candidates(digest) if e.engine not in held] if pool.open else []
+    found = pool.candidates(digest, LIKED_BY_HOT) if pool.open else []
+    others = [entry for entry in found if entry.engine not in held]
     if not any(e.running + e.waiting < TIME_SHARE * e.max_running for e in others):
         return
     deadline_s = now_s + state.limits.prefetch_patience_s

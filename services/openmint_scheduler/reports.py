@@ -64,7 +64,7 @@ def looked(state: SchedulerState, event: EngineLooked, now_s: float) -> None:
         if known is not None:
             if resident.served > known.served:
                 state.demand.add(resident.digest, now_s, float(resident.served - known.served))
-            known.served = resident.served
+                known.served = resident.served
             state.room.value(entry, resident.digest, known, now_s)
             if known.in_flight == 0 and known.loss < cheapest:
                 cheapest = known.loss

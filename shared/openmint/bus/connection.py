@@ -132,7 +132,8 @@ async def connect_bus(settings: CommonSettings, name: str, timeout_s: float = CO
     reasons: list[str] = []
 
     async def on_error(error: Exception) -> None:
-        reasons[:] = [repr(error)]
+        if not any("authorization" in reason.lower() for reason in reasons):
+            reasons[:] = [repr(error)]  # A refused client also meets resets; the refusal is what says why.
         if "permissions violation" in str(error).lower():
             # The publisher only sees a timeout: this line is the one place that tells the true cause.
             log.critical("bus.permission_denied", connection=name, detail=str(error))

@@ -140,6 +140,7 @@ async def test_fact_above_the_bus_limit_becomes_a_dead_letter_and_holds_up_nobod
     assert (letter.error_code, letter.is_truncated, letter.consumer) == ("too_large", True, "trainer-outbox")
 
 
+@pytest.mark.slow
 async def test_kill_of_the_server_loses_and_doubles_no_fact(
     catalog: Catalog, nats_settings: CommonSettings, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ from openmint_evaluator.reference_client import ReferenceChild, ReferenceFailed,
 
 SEQUENCES = [[5, 9, 300, 7, 41, 41, 12], [8, 8, 9]]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def adapter_folder(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -54,7 +56,6 @@ def expected(base_folder: Path, adapter_folder: Path) -> dict[str, list[float]]:
     return {"off": off, "on": on, "half": logprobs(adapted)}
 
 
-@pytest.mark.slow
 async def test_child_says_what_stock_peft_says(
     child: ReferenceChild, adapter_folder: Path, expected: dict[str, list[float]]
 ) -> None:
@@ -127,7 +128,6 @@ async def test_child_that_cannot_start_is_a_failure_to_try_again(tmp_path: Path)
         await lost.describe()
 
 
-@pytest.mark.slow
 async def test_idle_child_ends_and_the_next_call_starts_another(base_folder: Path) -> None:
     pool = ReferencePool(timeout_s=120, idle_s=0.0)
     child = await pool.child(base_folder)

@@ -10,6 +10,8 @@ import pytest
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"
 
+pytestmark = pytest.mark.slow
+
 
 async def metric(http: httpx.AsyncClient, name: str) -> float:
     """The sum of a metric over its labels."""
@@ -24,7 +26,6 @@ async def learn_pace(world, http: httpx.AsyncClient, requests: int = 40) -> None
     assert {answer.status_code for answer in answers} <= {200, 429}
 
 
-@pytest.mark.slow
 async def test_a_caller_says_how_long_it_waits_and_is_told_at_once_that_it_would_be_longer(world, http):
     await world.resident()
     await world.runs_at_most(1)
@@ -47,7 +48,6 @@ async def test_a_caller_says_how_long_it_waits_and_is_told_at_once_that_it_would
         assert answer.json()["error"]["param"] == "x-openmint-max-wait-s"
 
 
-@pytest.mark.slow
 async def test_a_flood_is_refused_where_it_comes_from_and_others_keep_their_deadline(world, http):
     """Three times what the engine can do from one tenant, beside a quiet one."""
     await world.resident()

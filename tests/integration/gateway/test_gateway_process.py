@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from openmint.bus.connection import Bus
 from openmint.settings import CommonSettings
@@ -22,6 +23,7 @@ def start(environment: dict[str, str], log: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
 
+@pytest.mark.slow
 async def test_it_starts_answers_and_stops_cleanly_on_sigterm(settings: CommonSettings, bus: Bus, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]

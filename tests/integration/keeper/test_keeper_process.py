@@ -44,6 +44,7 @@ async def keeper(settings: CommonSettings, bus: Bus, tmp_path: Path) -> AsyncIte
         await process.wait()
 
 
+@pytest.mark.slow
 async def test_a_hint_that_was_lost_arrives_after_all_and_sigterm_ends_it(
     keeper: Process, tenancy: Any, catalog: Catalog, bus: Bus
 ) -> None:
@@ -65,6 +66,7 @@ async def test_a_hint_that_was_lost_arrives_after_all_and_sigterm_ends_it(
     assert b"step.announced_again" in output
 
 
+@pytest.mark.slow
 async def test_a_condemned_adapter_is_quarantined_wherever_it_is_a_revision(
     keeper: Process, tenancy: Any, catalog: Catalog, bus: Bus
 ) -> None:

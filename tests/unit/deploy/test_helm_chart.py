@@ -21,6 +21,7 @@ def check() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_chart_has_no_problem_in_any_variant(check: ModuleType) -> None:
     assert check.problems() == []
 
