@@ -262,6 +262,7 @@ def test_without_faults_everybody_is_served_and_nothing_is_loaded_twice(seed):
     assert max(attaches.values()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", NIGHTS[:2])
 def test_far_beyond_capacity_verdicts_come_at_once_and_the_admitted_are_served(seed):
     print(f"SIMULATION_SEED={seed}")

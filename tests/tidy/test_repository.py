@@ -110,6 +110,7 @@ def test_import_borders_hold() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", TORCH_FREE)
 def test_package_really_loads_without_torch(package: str) -> None:
     """Every module is imported in a fresh process, so that a lazy import can't hide."""

@@ -152,6 +152,7 @@ async def test_bug_in_a_handler_does_not_lose_the_message(
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 async def test_outage_of_ours_uses_up_no_tries(bus: Bus, broker: NatsBroker, a_consumer: MakeConsumer) -> None:
     plan = await a_consumer(ack_wait_s=1.0)
     calls: list[int] = []

@@ -108,6 +108,7 @@ async def test_kill_of_the_server_costs_a_tail_nothing(nats_settings: CommonSett
         server.stop()
 
 
+@pytest.mark.slow
 async def test_stream_made_anew_is_followed_from_its_beginning(bus: Bus) -> None:
     for fence in range(5):
         await bus.publish_fact(a_start(fence))

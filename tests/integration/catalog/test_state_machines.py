@@ -363,6 +363,7 @@ class RevisionMachine(CatalogMachine):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", [JobMachine, RevisionMachine])
 def test_random_lives_agree_with_the_model(catalog: Catalog, machine: type[CatalogMachine]) -> None:
     with asyncio.Runner() as runner:

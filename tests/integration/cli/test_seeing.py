@@ -112,6 +112,7 @@ async def test_what_is_loaded_where_is_listed_by_adapter(shell: Shell, night: Ni
     assert [held["revision"] for held in engine["residents"]] == [DIGEST]
 
 
+@pytest.mark.slow
 async def test_watching_shows_one_look_after_the_other(
     shell: Shell, night: Night, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -129,6 +130,7 @@ async def test_watching_shows_one_look_after_the_other(
     assert "no scheduler leads" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 async def test_without_a_scheduler_the_engines_own_words_are_shown(shell: Shell, bus: Bus):
     engine = SimulatedEngine("lonely", WallClock(), base="forsaken")
     await engine.start()

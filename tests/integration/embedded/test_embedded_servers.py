@@ -90,6 +90,7 @@ async def test_kill_of_postgres_loses_nothing_that_it_committed(database_server:
     await connection.close()
 
 
+@pytest.mark.slow
 async def test_postgres_wants_its_password_and_listens_on_the_loopback_alone(
     database_server: EmbeddedPostgres,
 ) -> None:

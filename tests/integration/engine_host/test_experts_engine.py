@@ -17,6 +17,7 @@ import pytest
 from tests.fixtures_engine import ALL_TARGETS, MAX_RANK, START_TIMEOUT_S, RunningEngine, base_folder, write_adapter
 
 from openmint.bases import read_base_folder
+from openmint.engines.protocol import VERDICT_HEADER
 from openmint.settings import CommonSettings
 from openmint_engine_host.plugin import die_with_parent
 
@@ -133,7 +134,7 @@ async def test_a_removed_adapter_is_gone_and_comes_back_the_same(engine: Running
         before = await sampled_logprobs(http, name)
         assert await engine.engine.remove(engine.stamp(), name, 30)
         answer = await http.post("/v1/completions", json={"model": name, "prompt": PROMPTS[0], "max_tokens": 1})
-        assert answer.status_code == 404
+        assert (answer.status_code, answer.headers[VERDICT_HEADER]) == (503, "absent")
         # Another one in the slot that became free: what it leaves alone must not be the first one's.
         (other,) = await engine.attach(await engine.publish(targets=("q_proj",)))
         assert await engine.engine.remove(engine.stamp(), other, 30)

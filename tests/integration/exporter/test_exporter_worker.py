@@ -77,6 +77,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("changes", "words", "fault"), BAD.values(), ids=BAD)
 async def test_what_may_not_reach_an_engine_fails_with_its_cause(
     changes, words, fault, wanted, running_exporter, store
@@ -129,6 +130,7 @@ class SlowStore(Store):
         return 0
 
 
+@pytest.mark.slow
 async def test_a_lease_is_held_while_an_export_takes_long_and_given_back_at_the_stop(
     wanted, running_exporter, tmp_path
 ):

@@ -79,6 +79,7 @@ async def test_a_bad_job_is_one_line_that_names_the_field(world, run, tmp_path: 
     assert "no base model 'gpt'" in err
 
 
+@pytest.mark.slow
 async def test_promote_rollback_freeze_and_chat(world, run):
     first, second = await world.revision(), await world.revision()
     await world.engine.hold(world.bus, first.digest)

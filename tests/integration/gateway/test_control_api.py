@@ -112,6 +112,7 @@ async def test_data_is_named_by_its_digest_and_a_broken_line_is_named_too(world,
         assert said in answer.json()["detail"]
 
 
+@pytest.mark.slow
 async def test_a_body_of_64_megabytes_is_refused_and_the_process_stays_up(world, http):
     large = b"x" * (64 * 1024 * 1024 + 1)
 
@@ -179,6 +180,7 @@ def catalog_of_world(world) -> Catalog:
     return world.catalog
 
 
+@pytest.mark.slow
 async def test_nothing_of_another_tenant_is_visible_on_any_route(world, http, client):
     revision = await world.resident()
     job = await client.submit(TrainRequested.model_validate(JOB))

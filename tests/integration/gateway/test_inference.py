@@ -177,6 +177,7 @@ async def test_an_engine_that_stays_busy_gives_a_clear_503_at_the_deadline(world
     assert int(answer.headers["retry-after"]) >= 1
 
 
+@pytest.mark.slow
 async def test_a_tenant_may_have_only_so_many_waiting_and_another_is_not_held_up(world, http):
     await world.resident()
     await world.resident("support", "other")

@@ -73,6 +73,7 @@ async def _waiting_load(client: httpx.AsyncClient) -> dict[str, Any]:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_without_a_scheduler_engines_are_still_heard_and_loads_are_none(world: World):
     assert await ask_leader(world.bus, "nobodys-base") is None
     assert [e.engine for e in await hear_engines(world.bus) if e.base == BASE] == ["engine-1"]

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from tests.integration.gateway.test_cli_against_gateway import run
 
 from openmint.catalog import revisions
@@ -35,6 +36,7 @@ async def test_a_request_that_spoils_engines_is_asked_twice_and_no_more(world, h
     assert len(world.engine.verdicts) == 3
 
 
+@pytest.mark.slow
 async def test_a_quarantined_policy_never_answers_by_the_base_and_is_released_from_the_command_line(world, http, run):
     revision = await world.resident()
     async with world.catalog.transaction() as conn:

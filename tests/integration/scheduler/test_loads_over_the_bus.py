@@ -174,6 +174,7 @@ async def test_a_leader_that_lost_its_lock_commands_no_more(fleet, eventually):
     assert (await fleet.loads.ensure_resident(fleet.order(1), 30.0)).adapter_name
 
 
+@pytest.mark.slow
 async def test_an_engine_refuses_an_older_epoch_and_its_commander_steps_back(fleet, eventually):
     engine = await fleet.engine("a")
     first = await fleet.scheduler("first")

@@ -180,6 +180,7 @@ async def test_a_step_too_long_to_end_in_time_is_given_up_and_the_job_is_given_b
     assert (stopped.state, stopped.owner, stopped.step) == (JobState.RUNNING, None, 0)
 
 
+@pytest.mark.slow
 async def test_a_trainer_that_claims_its_own_expired_job_again_goes_on_under_the_new_fence(
     requests: Requests, running_trainer: Running, catalog: Catalog
 ) -> None:

@@ -81,6 +81,7 @@ def test_effect_below_the_power_is_called_too_weak_and_not_decided() -> None:
         assert all(test.power_nats < DECISIVE_NATS for test in tests)
 
 
+@pytest.mark.slow
 def test_wrong_decisions_are_far_rarer_than_the_bound_allows_at_a_loose_threshold() -> None:
     """exp(-c) bounds the error for every c; at c = 3 there are enough errors to count (bound 5 %)."""
     generator = random.Random(6)

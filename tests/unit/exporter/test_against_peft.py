@@ -112,6 +112,7 @@ async def test_stock_peft_computes_what_the_formula_says(lora, base, base_folder
     assert (found - plain).abs().max() > 0.1
 
 
+@pytest.mark.slow
 async def test_two_exports_are_the_same_bytes(lora, base, tmp_path):
     folders = [await exported(lora, base, "bfloat16", tmp_path / name) for name in ("one", "two")]
     for file in ("adapter_config.json", "adapter_model.safetensors", "manifest.json"):

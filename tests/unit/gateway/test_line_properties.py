@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.gateway.lines import OneByOne, queue, request
@@ -92,6 +93,7 @@ def _check(line: Line, live: list[Request], now_s: float) -> None:
     arrivals=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 2)), min_size=60, max_size=160),
     limit=st.sampled_from([0, 1, 2]),
 )
+@pytest.mark.slow
 def test_no_tenant_that_waits_falls_further_behind_than_the_slack(arrivals, limit):
     """Work given to tenants that wait all the time differs by a bounded amount, whatever the adapters."""
     line = OneByOne(LineRules(margin=0, coherent_adapters=limit, bounds=Bounds(10_000, 10_000, is_verdict_early=False)))

@@ -55,6 +55,7 @@ def test_list_names_every_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     assert "gate-errors" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_writes_json_with_checks_and_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "report.json"
     code = main(["gate-errors", "--quick", "--seed", "3", "--json", str(target)])

@@ -50,6 +50,7 @@ def recorded(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["png", "svg"])
 def test_a_page_is_drawn_from_recorded_events(recorded: Path, tmp_path: Path, ending: str):
     out = tmp_path / f"page.{ending}"

@@ -41,6 +41,7 @@ def names(nodes: list[SpanNode]) -> list[str]:
     return [node.span.name for node in walk(nodes)]
 
 
+@pytest.mark.slow
 def test_while_it_is_off_nothing_is_made_and_opentelemetry_is_not_imported():
     assert tracing.begin_trace("gateway.request", policy="acme/support") is tracing.NO_SPAN
     program = (
