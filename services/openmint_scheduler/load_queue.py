@@ -51,8 +51,6 @@ class LoadQueue:
     """Lanes by class, in each lane a heap per tenant."""
 
     def __init__(self, limits: Limits, ordering: Ordering) -> None:
-        self.engines = 1
-        """How many engines work on it."""
         self._limits = limits
         self._ordering = ordering
         self._entered: dict[str, tuple[int, Load]] = {}
@@ -70,16 +68,10 @@ class LoadQueue:
         """How many loads of this tenant wait."""
         return self._of_tenant.get(tenant, 0)
 
-    def is_full_for(self, tenant: str) -> bool:
-        """True when the queue, or this tenant's share of it, is used up."""
-        most = self.most
+    def is_full_for(self, tenant: str, most: int) -> bool:
+        """True when a queue of at most so many, or this tenant's share of it, is used up."""
         share = max(1, int(most * self._limits.tenant_share))
         return len(self) >= most or self.waiting_of(tenant) >= share
-
-    @property
-    def most(self) -> int:
-        """How many may wait here."""
-        return self._limits.most_waiting(self.engines)
 
     def push(self, load: Load, now_s: float) -> None:
         """Let the load wait; for one that already waits: put it where its class and deadline belong now."""

@@ -76,12 +76,11 @@ def attached(
     outcomes = {result.digest: result for result in results}
     attach_s = sum(result.attach_ms for result in results) / 1000.0
     entry.attach_s += ATTACH_SMOOTHING * (attach_s / max(1, len(results)) - entry.attach_s)
-    loads = [load for digest in outcomes if (load := state.assigned_load(entry, digest)) is not None]
-    best = min((CLASS_RANKS[load.load_class] for load in loads), default=0)
+    loads = {request.digest: state.assigned_load(entry, request.digest) for request in sent.requests}
+    best = min((CLASS_RANKS[load.load_class] for load in loads.values() if load is not None), default=0)
     pause_after(state, entry, best, attach_s, now_s)
-    for digest in (request.digest for request in sent.requests):
+    for digest, load in loads.items():
         result = outcomes.get(digest, AttachResult(digest, error_code="refused", error="it was not answered"))
-        load = state.assigned_load(entry, digest)
         if not result.error_code:
             adapter_bytes = load.wanted.adapter_bytes if load else 0
             state.ledger.resident(entry, digest, result.adapter_name, adapter_bytes, sent.command, now_s)

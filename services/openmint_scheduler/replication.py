@@ -13,7 +13,7 @@ from openmint_scheduler.ledger import EngineEntry
 from openmint_scheduler.load_queue import Load
 from openmint_scheduler.messages import LoadKey
 from openmint_scheduler.pool import LIKED_BY_HOT
-from openmint_scheduler.state import REPLICATOR, SchedulerState
+from openmint_scheduler.state import REPLICATOR, Heat, SchedulerState
 
 HOT_SHARE = 0.5
 COLD_SHARE = 0.25
@@ -42,10 +42,7 @@ def consider(state: SchedulerState, entry: EngineEntry, now_s: float) -> None:
             cool(state, digest, now_s)
     is_full = entry.running + entry.waiting >= FULL_SHARE * entry.max_running
     if is_full and (largest not in state.hot or most >= COLD_SHARE * entry.max_running) and largest:
-        copies = state.ledger.copies(largest)
-        state.hot[largest] = max(state.hot.get(largest, 1), copies + 1)
-        state.heated_s[largest] = now_s
-        replicate(state, largest, now_s)
+        need(state, largest, state.ledger.copies(largest) + 1, now_s)
 
 
 def heat(state: SchedulerState, digest: str, now_s: float) -> None:
@@ -55,8 +52,12 @@ def heat(state: SchedulerState, digest: str, now_s: float) -> None:
         return
     in_flight = sum(entry.residents[digest].in_flight for entry in holders)
     mean_room = sum(entry.max_running for entry in holders) / len(holders)
-    state.hot[digest] = max(state.hot.get(digest, 1), ceil(in_flight / (HOT_SHARE * mean_room)))
-    state.heated_s[digest] = now_s
+    need(state, digest, ceil(in_flight / (HOT_SHARE * mean_room)), now_s)
+
+
+def need(state: SchedulerState, digest: str, copies: int, now_s: float) -> None:
+    """The revision is hot and needs so many copies at least: begin the next one."""
+    state.hot[digest] = Heat(max(state.copies_needed(digest), copies), now_s)
     replicate(state, digest, now_s)
 
 
@@ -65,7 +66,7 @@ def replicate(state: SchedulerState, digest: str, now_s: float) -> None:
     key = LoadKey(SERVE_POOL, digest)
     holders = state.ledger.serving(SERVE_POOL, digest)
     wanted = state.wanted.get(key)
-    if wanted is None or key in state.loads or len(holders) >= state.hot.get(digest, 1):
+    if wanted is None or key in state.loads or len(holders) >= state.copies_needed(digest):
         return
     held = frozenset(entry.engine for entry in holders)
     pool = state.pool(SERVE_POOL)
@@ -83,11 +84,10 @@ def replicate(state: SchedulerState, digest: str, now_s: float) -> None:
 
 def cool(state: SchedulerState, digest: str, now_s: float) -> None:
     """Not hot any more when one copy less would do, and has done for a while."""
-    if now_s - state.heated_s.get(digest, 0.0) < HOT_FOR_S:
+    if now_s - state.hot[digest].found_s < HOT_FOR_S:
         return
     holders = state.ledger.serving(SERVE_POOL, digest)
     busy = sum(entry.residents[digest].busy for entry in holders)
     room = sum(entry.max_running for entry in holders[:-1]) or (holders[0].max_running if holders else 1)
     if busy < COLD_SHARE * room:
         del state.hot[digest]
-        state.heated_s.pop(digest, None)

@@ -27,7 +27,7 @@ class RoomMaker:
         state = self._state
         last_s = max(state.demand.last_s(digest), resident.attached_s)
         rate = state.demand.per_min(digest, now_s)
-        copies = max(1, state.ledger.copies(digest) - state.hot.get(digest, 1) + 1)
+        copies = max(1, state.ledger.copies(digest) - state.copies_needed(digest) + 1)
         candidate = Candidate(digest, resident.adapter_bytes, rate, last_s, digest in entry.staged, copies)
         resident.loss = self._eviction(candidate)
 

@@ -4,6 +4,8 @@ The parts are plain functions over this state: `wants` takes in demand, `reports
 commands ended, `endings` closes loads, `progress` moves them on. `core` is the door.
 """
 
+from typing import NamedTuple
+
 from openmint_scheduler.demand import DemandMeter
 from openmint_scheduler.eviction import EVICTIONS
 from openmint_scheduler.interest import InterestBook
@@ -42,6 +44,14 @@ REPLICATOR = "replica"
 HELD_LOOK_S = 1.0
 """A load of a suspected revision rests, and is looked at again so often until the suspicion is settled."""
 
+
+class Heat(NamedTuple):
+    """How many copies a hot revision needs, and when it was last found hot."""
+
+    copies: int
+    found_s: float
+
+
 InFlight = Stage | Attach | Remove | FetchState | Restart | Examine
 """Commands whose end is told."""
 
@@ -74,10 +84,8 @@ class SchedulerState:
         self.alias_versions: dict[str, int] = {}
         self.refusals = Refusals(limits.refusal_memory_s, limits.refusal_memory)
         self.suspects = SuspectBook()
-        self.heated_s: dict[str, float] = {}
-        """When each hot revision was last found hot."""
-        self.hot: dict[str, int] = {}
-        """Revisions that need more than one copy, and how many."""
+        self.hot: dict[str, Heat] = {}
+        """Revisions that need more than one copy."""
         self.room = RoomMaker(self, EVICTIONS[eviction])
         self.ordering = ORDERINGS[ordering]
         self.choose_engine = PLACEMENTS[placement]
@@ -143,6 +151,11 @@ class SchedulerState:
         """The load that is on its way to this engine, if there is one for the revision."""
         key = entry.assigned.get(digest)
         return self.loads.get(key) if key is not None else None
+
+    def copies_needed(self, digest: str) -> int:
+        """How many engines should hold a revision that any of them holds."""
+        heat = self.hot.get(digest)
+        return heat.copies if heat is not None else 1
 
     def is_awaited(self, entry: EngineEntry, digest: str) -> bool:
         """True when a load or a lease of one of the engine's pools is about the revision."""

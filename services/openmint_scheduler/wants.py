@@ -69,27 +69,32 @@ def accept(state: SchedulerState, wanted: Wanted, now_s: float) -> None:
     load = Load(wanted, strongest[0], strongest[1], now_s, since_s=now_s)
     pool, queue, pace = state.pool(wanted.key.pool), state.queue(wanted.key.pool), state.pace(wanted.key.pool)
     if place_at_once(state, load, now_s):
-        state.loads[wanted.key] = load
-        state.note("load.accepted", wanted, waiting=0, expected_wait_s=0.0)
+        begin(state, load, waiting=0)
         return
-    queue.engines = len(pool.engines)
-    worst = queue.worst() if load.load_class != "prefetch" and len(queue) >= queue.most else None
+    most_waiting = state.limits.most_waiting(len(pool.engines))
+    worst = queue.worst() if load.load_class != "prefetch" and len(queue) >= most_waiting else None
     if worst is not None:
         fail(state, worst, "overloaded", "gave way to a request", pace.retry_after_s(len(queue), state.limits))
     most = pool.max_rank if pool.engines else wanted.rank
     if wanted.rank > most:
         detail = f"{wanted.label}: rank {wanted.rank} is above {most}, the most an engine of this pool takes"
         fail(state, load, "load_failed", detail, None)
-    elif queue.is_full_for(wanted.tenant):
-        who = "the load queue" if len(queue) >= queue.most else f"the share of {wanted.tenant} in it"
+    elif queue.is_full_for(wanted.tenant, most_waiting):
+        who = "the load queue" if len(queue) >= most_waiting else f"the share of {wanted.tenant} in it"
         fail(state, load, "overloaded", f"{who} is full", pace.retry_after_s(len(queue), state.limits))
     elif pace.is_hopeless(len(queue), load.deadline_s - now_s):
         detail = f"{len(queue)} loads wait before it, longer than its deadline"
         fail(state, load, "overloaded", detail, pace.retry_after_s(len(queue), state.limits))
     else:
-        state.loads[wanted.key] = load
-        state.note("load.accepted", wanted, waiting=len(queue), expected_wait_s=pace.wait_s(len(queue)))
+        begin(state, load, waiting=len(queue))
         state.enqueue(load, now_s)
+
+
+def begin(state: SchedulerState, load: Load, waiting: int) -> None:
+    """A load is accepted, behind so many others."""
+    state.loads[load.wanted.key] = load
+    expected_s = state.pace(load.wanted.key.pool).wait_s(waiting)
+    state.note("load.accepted", load.wanted, waiting=waiting, expected_wait_s=expected_s)
 
 
 def refresh(state: SchedulerState, load: Load, now_s: float) -> None:
