@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from openmint.adapters.revision_files import put_revision_folder
 from openmint.adapters.signing import SigningKey, keys_folder
 from openmint.adapters.store import Store
 from openmint.bases import BaseFacts, read_base_folder
+from openmint.embedded.process import free_port
 from openmint.engines.protocol import AttachRequest, CommandStamp, EngineState
 from openmint.engines.vllm import HostEngine
 from openmint.errors import EngineFailed
@@ -242,12 +242,6 @@ class RunningEngine:
         return httpx.AsyncClient(base_url=answer.json()["url"], headers=headers, timeout=120, trust_env=False)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _wanted(items: Sequence[pytest.Item]) -> set[str]:
     """Fixtures that selected tests name; a conformance case asks for its engine only when it runs."""
     named: set[str] = set()
@@ -268,7 +262,7 @@ def engine_processes(
         dtype, core = DTYPES[name]
         state_dir = tmp_path_factory.mktemp(name)
         engines[name] = RunningEngine(
-            name.removesuffix("_engine"), dtype, core, state_dir, _free_port(), base, nats_settings
+            name.removesuffix("_engine"), dtype, core, state_dir, free_port(), base, nats_settings
         )
         engines[name].start()
     yield engines

@@ -44,6 +44,11 @@ def make_tiny_base(tokenizer_from: Path, out: Path, layers: int = 2, hidden: int
     torch.manual_seed(seed)
     model: Any = LlamaForCausalLM(config)
     model.to(torch.bfloat16)
+    save_base(model, tokenizer_from, out)
+
+
+def save_base(model: Any, tokenizer_from: Path, out: Path) -> None:
+    """Save a transformers model beside a copied tokenizer; a folder that is there already is replaced at the end."""
     temporary = out.with_name(out.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)

@@ -4,11 +4,10 @@ Everything but its answers is real. Experts are stored one by one, as the publis
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
-from openmint_engine_host.tiny_base import HEAD_WIDTH, INITIALIZER_RANGE, TOKENIZER_FILES
+from openmint_engine_host.tiny_base import HEAD_WIDTH, INITIALIZER_RANGE, save_base
 
 HIDDEN = 512
 INTERMEDIATE = 192
@@ -61,14 +60,7 @@ def write_tiny_moe_base(
     finally:
         torch.random.set_rng_state(random)
     model.to(getattr(torch, dtype))
-    temporary = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    for name in TOKENIZER_FILES:
-        if (tokenizer_from / name).exists():
-            shutil.copyfile(tokenizer_from / name, temporary / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
+    save_base(model, tokenizer_from, folder)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import pytest
 from tests.fixtures_engine import ALL_TARGETS, MAX_RANK, START_TIMEOUT_S, RunningEngine, base_folder, write_adapter
 
 from openmint.bases import read_base_folder
+from openmint.embedded.process import free_port
 from openmint.engines.protocol import VERDICT_HEADER
 from openmint.settings import CommonSettings
 from openmint_engine_host.plugin import die_with_parent
@@ -224,9 +224,3 @@ async def until_healthy(http: httpx.AsyncClient) -> None:
         except httpx.TransportError:
             await asyncio.sleep(0.5)
     raise AssertionError("stock vLLM is not ready")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
