@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal
 
 from load.many_policies.plan import CLOSED, HEAVY, LIGHT, OURS, Extent, Load
@@ -13,32 +14,13 @@ Figure = Callable[[Row], float]
 Pick = Callable[[Sequence[Row]], Row | None]
 
 
-def _p99(row: Row) -> float:
-    return row.ttft_p99_s
-
-
-def _five(row: Row) -> float:
-    return row.goodput_5_rps
-
-
-def _ten(row: Row) -> float:
-    return row.goodput_10_rps
-
-
-def _throughput(row: Row) -> float:
-    return row.requests_rps
-
-
-def _loads(row: Row) -> float:
-    return row.loads_per_1000
-
-
-def _refused(row: Row) -> float:
-    return row.refused_percent
-
-
-def _distinct(row: Row) -> float:
-    return row.distinct_answered
+_p99: Figure = attrgetter("ttft_p99_s")
+_five: Figure = attrgetter("goodput_5_rps")
+_ten: Figure = attrgetter("goodput_10_rps")
+_throughput: Figure = attrgetter("requests_rps")
+_loads: Figure = attrgetter("loads_per_1000")
+_refused: Figure = attrgetter("refused_percent")
+_distinct: Figure = attrgetter("distinct_answered")
 
 
 def peer(name: str) -> Pick:

@@ -8,6 +8,7 @@ must first be fetched, verified and repacked, which no stock server does and whi
 import asyncio
 import statistics
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,84 +57,83 @@ async def _run(options: Options, report: ReportBuilder) -> None:
     recorder.close()
 
 
-async def _one_engine(arena: "Arena", kind: str, pairs: int, report: ReportBuilder, recorder: "Recorder") -> None:
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """The waves of every pair: ours cold in the store, ours staged, stock."""
+
+    stored: list["Wave"]
+    staged: list["Wave"]
+    stock: list["Wave"]
+
+    @property
+    def unanswered(self) -> float:
+        """Requests of ours that got no answer."""
+        return float(sum(wave.faults for wave in (*self.stored, *self.staged)))
+
+
+async def _race(arena: "Arena", label: str, policies_each: int, pairs: int, recorder: "Recorder") -> Raced:
     from load.waves.wave import cold_then_warm
 
-    stored: list[Wave] = []
-    staged: list[Wave] = []
-    stock: list[Wave] = []
+    raced = Raced([], [], [])
 
     async def ours(number: int) -> None:
-        policies = await arena.fresh_policies(ON_ONE_ENGINE)
-        stored.append(await cold_then_warm(arena.ours, policies, number))
+        policies = await arena.fresh_policies(policies_each)
+        raced.stored.append(await cold_then_warm(arena.ours, policies, number))
         await arena.ours.clear(policies, keep_staged=True)
-        staged.append(await cold_then_warm(arena.ours, policies, number + 1000))
+        raced.staged.append(await cold_then_warm(arena.ours, policies, number + 1000))
         await arena.ours.clear(policies)
 
     async def theirs(number: int) -> None:
-        policies = await arena.fresh_policies(ON_ONE_ENGINE)
-        stock.append(await cold_then_warm(arena.routed, policies, number))
+        policies = await arena.fresh_policies(policies_each)
+        raced.stock.append(await cold_then_warm(arena.routed, policies, number))
 
     await _warm_up(arena)
+    variants = (("openmint", raced.stored), ("openmint, staged", raced.staged), ("stock", raced.stock))
     for number in range(pairs):
         await _alternating(number, ours, theirs)
-        for variant, waves in (("openmint", stored), ("openmint, staged", staged), ("stock", stock)):
-            recorder.requests(waves[-1].cold, f"{kind}: {variant}", number, is_cold=True)
-            recorder.requests(waves[-1].warm, f"{kind}: {variant}", number, is_cold=False)
+        for variant, waves in variants:
+            recorder.requests(waves[-1].cold, f"{label}: {variant}", number, is_cold=True)
+            recorder.requests(waves[-1].warm, f"{label}: {variant}", number, is_cold=False)
+    return raced
 
+
+async def _one_engine(arena: "Arena", kind: str, pairs: int, report: ReportBuilder, recorder: "Recorder") -> None:
+    raced = await _race(arena, kind, ON_ONE_ENGINE, pairs, recorder)
     where = f"{kind}, {ON_ONE_ENGINE} on one engine"
-    _tell(f"{where}, stock", stock, report)
-    stock_ms = statistics.median(wave.load_ms for wave in stock)
-    _tell(f"{where}, stored", stored, report)
-    _tell(f"{where}, staged", staged, report)
-    ours_ms = statistics.median(wave.load_ms for wave in staged)
+    _tell(f"{where}, stock", raced.stock, report)
+    stock_ms = statistics.median(wave.load_ms for wave in raced.stock)
+    _tell(f"{where}, stored", raced.stored, report)
+    _tell(f"{where}, staged", raced.staged, report)
+    ours_ms = statistics.median(wave.load_ms for wave in raced.staged)
     report.check_at_most(
         f"{where}, staged: one more load over stock's",
         ours_ms / stock_ms if stock_ms > 0 else None,
         LOAD_BOUNDS[kind],
         f"{ours_ms:.2f} against {stock_ms:.2f} ms",
     )
-    ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in staged)
-    report.check_at_most(f"{where}, staged: cold over warm p95", ratio, COLD_OVER_WARM_ONE_ENGINE)
-    stock_ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in stock)
-    report.note(f"{where}, stock: cold over warm p95 is {stock_ratio:.3f}")
-    report.check_at_most(f"{where}: not answered", float(sum(w.faults for w in (*stored, *staged))), 0)
+    report.check_at_most(
+        f"{where}, staged: cold over warm p95", _cold_over_warm(raced.staged), COLD_OVER_WARM_ONE_ENGINE
+    )
+    report.note(f"{where}, stock: cold over warm p95 is {_cold_over_warm(raced.stock):.3f}")
+    report.check_at_most(f"{where}: not answered", raced.unanswered, 0)
 
 
 async def _two_engines(arena: "Arena", pairs: int, report: ReportBuilder, recorder: "Recorder") -> None:
-    from load.waves.wave import cold_then_warm
-
-    stored: list[Wave] = []
-    staged: list[Wave] = []
-    stock: list[Wave] = []
-
-    async def ours(number: int) -> None:
-        policies = await arena.fresh_policies(ON_TWO_ENGINES)
-        stored.append(await cold_then_warm(arena.ours, policies, number))
-        await arena.ours.clear(policies, keep_staged=True)
-        staged.append(await cold_then_warm(arena.ours, policies, number + 1000))
-        await arena.ours.clear(policies)
-
-    async def theirs(number: int) -> None:
-        policies = await arena.fresh_policies(ON_TWO_ENGINES)
-        stock.append(await cold_then_warm(arena.routed, policies, number))
-
-    await _warm_up(arena)
-    for number in range(pairs):
-        await _alternating(number, ours, theirs)
-        for variant, waves in (("openmint", stored), ("openmint, staged", staged), ("stock", stock)):
-            recorder.requests(waves[-1].cold, f"two engines: {variant}", number, is_cold=True)
-            recorder.requests(waves[-1].warm, f"two engines: {variant}", number, is_cold=False)
-
+    raced = await _race(arena, "two engines", ON_TWO_ENGINES, pairs, recorder)
     where = f"dense, {ON_TWO_ENGINES} on two engines"
-    _tell(f"{where}, stored", stored, report)
-    _tell(f"{where}, staged", staged, report)
-    _tell(f"{where}, stock", stock, report)
-    ratio = statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in staged)
-    report.check_at_most(f"{where}, staged: cold over warm p95", ratio, COLD_OVER_WARM_TWO_ENGINES)
-    against = statistics.median(a.cold_p95_s / b.cold_p95_s for a, b in zip(staged, stock, strict=True))
+    _tell(f"{where}, stored", raced.stored, report)
+    _tell(f"{where}, staged", raced.staged, report)
+    _tell(f"{where}, stock", raced.stock, report)
+    report.check_at_most(
+        f"{where}, staged: cold over warm p95", _cold_over_warm(raced.staged), COLD_OVER_WARM_TWO_ENGINES
+    )
+    against = statistics.median(a.cold_p95_s / b.cold_p95_s for a, b in zip(raced.staged, raced.stock, strict=True))
     report.check_at_most(f"{where}, staged: cold p95 over stock's", against, 1.0)
-    report.check_at_most(f"{where}: not answered", float(sum(w.faults for w in (*stored, *staged))), 0)
+    report.check_at_most(f"{where}: not answered", raced.unanswered, 0)
+
+
+def _cold_over_warm(waves: "list[Wave]") -> float:
+    return statistics.median(wave.cold_p95_s / wave.warm_p95_s for wave in waves)
 
 
 async def _warm_up(arena: "Arena") -> None:

@@ -33,6 +33,7 @@ from load.stack.policies import Policy, Shelved
 from load.stack.worker_notes import NOTES_FILE, count_notes
 from openmint.catalog.keys import create_key
 from openmint.engines.protocol import CommandStamp, EngineState
+from openmint.engines.scheduler_view import query_subject
 from openmint.engines.vllm import HostEngine
 from openmint.errors import EngineFailed
 from openmint.events import EngineHeartbeat
@@ -175,7 +176,7 @@ class OpenmintStack:
         """What the scheduler knows; None while nobody leads."""
         assert self._nats is not None
         try:
-            answer = await self._nats.request(f"openmint.scheduler.query.v1.{self.base}", b"", timeout=QUERY_TIMEOUT_S)
+            answer = await self._nats.request(query_subject(self.base), b"", timeout=QUERY_TIMEOUT_S)
         except (NatsError, TimeoutError):
             return None
         return json.loads(answer.data)

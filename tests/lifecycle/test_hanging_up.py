@@ -7,13 +7,12 @@ import time
 from typing import Any
 
 import httpx
-import orjson
 import pytest
 from tests.fixtures_stack import Stack, eventually, life_of
 
 from openmint.bus.connection import connect_bus
 from openmint.engines.protocol import CommandStamp
-from openmint.engines.scheduler_view import query_subject
+from openmint.engines.scheduler_view import SchedulerSeen, ask_leader
 from openmint.engines.vllm import HostEngine
 from openmint.local_stack import secret_file
 from openmint.local_stack.status import status
@@ -30,30 +29,32 @@ async def waiting_in_gateway(client: httpx.AsyncClient) -> float:
     return float(next(line.rsplit(" ", 1)[1] for line in lines if line.startswith("openmint_gateway_waiting ")))
 
 
-async def scheduler_s_view(stack: Stack) -> dict[str, Any]:
+async def scheduler_s_view(stack: Stack) -> SchedulerSeen:
     bus = await connect_bus(stack.settings, "test")
     try:
-        answer = await bus.nc.request(query_subject(BASE), b"", timeout=5)
-        return orjson.loads(answer.data)
+        seen = await ask_leader(bus, BASE)
     finally:
         await bus.close()
+    assert seen is not None, "nobody leads the base"
+    return seen
 
 
-async def loads_of_base(stack: Stack) -> list[dict[str, Any]]:
-    return (await scheduler_s_view(stack))["loads"]
+async def is_under_way(stack: Stack, digest: str) -> bool:
+    return any(load.revision == digest for load in (await scheduler_s_view(stack)).loads)
 
 
 async def drop_copy(stack: Stack, digest: str) -> None:
     """Have the engine's machine forget its staged copy, and wait until the scheduler knows."""
     view = await scheduler_s_view(stack)
-    staged = view["engines"][0]["staged_count"]
+    staged = view.engines[0].staged_count
+    assert staged is not None
     beat = await stack.heartbeat()
     engine = HostEngine(beat["control_url"], secret_file(stack.state_dir, "engine-control.key"))
-    await engine.unstage(CommandStamp(view["epoch"], 0), digest)
+    await engine.unstage(CommandStamp(view.epoch, 0), digest)
     await engine.close()
 
     async def is_known() -> bool | None:
-        return (await scheduler_s_view(stack))["engines"][0]["staged_count"] < staged or None
+        return ((await scheduler_s_view(stack)).engines[0].staged_count or 0) < staged or None
 
     await eventually(is_known, "the scheduler's next look", 15)
 
@@ -128,11 +129,11 @@ async def test_hang_up_while_loading_ends_the_load_within_a_second(stack: Stack)
             asking = asyncio.create_task(hold_open(client, "lab/left@1", 5))
 
             async def is_loading() -> bool | None:
-                return any(load["revision"] == revision["digest"] for load in await loads_of_base(stack)) or None
+                return await is_under_way(stack, revision["digest"]) or None
 
             await eventually(is_loading, "the load", 4)
             at_s = await hung_up([asking])
-            while any(load["revision"] == revision["digest"] for load in await loads_of_base(stack)):
+            while await is_under_way(stack, revision["digest"]):
                 assert time.monotonic() - at_s < 1.0, "the load still stands a second after the hang-up"
                 await asyncio.sleep(0.05)
     finally:

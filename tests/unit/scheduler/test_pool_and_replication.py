@@ -66,22 +66,24 @@ def seen_busy(bench, name, busy, served):
     }), bench.now_s))  # fmt: skip
 
 
+def keep_busy(bench, looks, served, **busy):
+    """So many looks, a second apart, at engines with so many sequences of each resident in flight."""
+    for look in looks:
+        bench.wait(1.0)
+        for name, sequences in busy.items():
+            seen_busy(bench, name, sequences, served * look)
+        bench.settle()
+
+
 def test_a_hot_revision_gets_a_second_copy_where_there_is_time_and_no_third(bench, digest_of):
     bench.engine("e1")
     bench.ask(1)
     bench.settle()
     bench.engine("e2")
-    for look in range(8):
-        bench.wait(1.0)
-        seen_busy(bench, "e1", 14, 20 * look)
-        bench.settle()
+    keep_busy(bench, range(8), 20, e1=14)
     assert [e.engine for e in bench.core.state.ledger.serving("serve", digest_of(1))] == ["e1", "e2"]
     bench.engine("e3")
-    for look in range(8, 14):
-        bench.wait(1.0)
-        seen_busy(bench, "e1", 6, 20 * look)
-        seen_busy(bench, "e2", 6, 20 * look)
-        bench.settle()
+    keep_busy(bench, range(8, 14), 20, e1=6, e2=6)
     assert len(bench.core.state.ledger.serving("serve", digest_of(1))) == 2
 
 
@@ -90,10 +92,7 @@ def test_a_lukewarm_revision_gets_no_copy(bench, digest_of):
     bench.ask(1)
     bench.settle()
     bench.engine("e2")
-    for look in range(10):
-        bench.wait(1.0)
-        seen_busy(bench, "e1", 6, 5 * look)
-        bench.settle()
+    keep_busy(bench, range(10), 5, e1=6)
     assert [e.engine for e in bench.core.state.ledger.serving("serve", digest_of(1))] == ["e1"]
 
 
@@ -103,10 +102,7 @@ def test_replication_can_be_switched_off(make_bench, digest_of):
     bench.ask(1)
     bench.settle()
     bench.engine("e2")
-    for look in range(10):
-        bench.wait(1.0)
-        seen_busy(bench, "e1", 16, 20 * look)
-        bench.settle()
+    keep_busy(bench, range(10), 20, e1=16)
     assert len(bench.core.state.ledger.serving("serve", digest_of(1))) == 1
 
 
@@ -115,10 +111,7 @@ def test_the_second_copy_of_what_has_cooled_down_is_evicted_first(bench, digest_
     bench.ask(1)
     bench.settle()
     bench.engine("e2", capacity=2)
-    for look in range(8):
-        bench.wait(1.0)
-        seen_busy(bench, "e1", 14, 50 * look)
-        bench.settle()
+    keep_busy(bench, range(8), 50, e1=14)
     assert len(bench.core.state.ledger.serving("serve", digest_of(1))) == 2
     bench.wait(61.0)
     for _ in range(12):
