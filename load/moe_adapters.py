@@ -8,24 +8,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from openmint.adapters.facts import CONFIG_FILE, TENSOR_PREFIX, WEIGHTS_FILE
-from openmint.bases import BaseFacts, read_base_folder
+from openmint.bases import BaseFacts
 
 STRENGTH = 0.05
 """Standard deviation of lora_B: logprobs move by tenths of a nat, so no answer can be taken for the base's."""
 
 
-def write_moe_adapter(
-    folder: Path, base_folder: Path, seed: int, rank: int = 8, strength: float = STRENGTH, dtype: str = "bfloat16"
+def write_adapter(
+    folder: Path, base: BaseFacts, seed: int, rank: int = 8, strength: float = STRENGTH, dtype: str = "bfloat16"
 ) -> None:
     """Write a random adapter on every module of a base that takes LoRA, each expert with its own pair.
 
     8 layers of 64 experts at rank 8 make 18 MB in bfloat16.
     """
-    write_adapter(folder, read_base_folder(base_folder), seed, rank, strength, dtype)
-
-
-def write_adapter(folder: Path, base: BaseFacts, seed: int, rank: int, strength: float, dtype: str) -> None:
-    """The same from a base's facts, so that many adapters cost one reading of the base."""
     import torch
     from safetensors.torch import save_file as save_tensors
 

@@ -25,11 +25,6 @@ def goodput(outcomes: Iterable[Outcome], bound_s: float, wall_s: float) -> float
     return sum(1 for ttft in ttfts(outcomes) if ttft <= bound_s) / wall_s
 
 
-def refused_share(outcomes: Sequence[Outcome]) -> float:
-    """The part that was refused, 0 to 1."""
-    return sum(o.is_refused for o in outcomes) / len(outcomes) if outcomes else 0.0
-
-
 def faults(outcomes: Iterable[Outcome]) -> list[Outcome]:
     """What was neither answered nor refused."""
     return [o for o in outcomes if o.is_fault]

@@ -1,13 +1,11 @@
 """`openmint engines`: what is loaded where, and how busy every engine is."""
 
-import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
 
-from openmint.cli.fleet_view import FleetView, Mine, Watch, open_view, seconds, show
+from openmint.cli.fleet_view import FleetView, Mine, Watch, run_view, seconds
 from openmint.cli.output import Json, make_table, short
 
 if TYPE_CHECKING:
@@ -30,12 +28,7 @@ def engines(
     def tables(view: FleetView) -> RenderableType:
         return Group(engine_table(view), "", resident_table(view)) if residents else engine_table(view)
 
-    async def look() -> None:
-        async with open_view(mine=mine, residents=residents) as view:
-            await show(view, tables, engine_values, watch=watch, as_json=json)
-
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(look())
+    run_view(tables, engine_values, mine=mine, watch=watch, as_json=json, residents=residents)
 
 
 def engine_table(view: FleetView) -> RenderableType:

@@ -122,6 +122,25 @@ async def show(
             await asyncio.sleep(REFRESH_S)
 
 
+def run_view(
+    render: Callable[[FleetView], RenderableType],
+    values: Callable[[FleetView], object],
+    *,
+    mine: bool,
+    watch: bool,
+    as_json: bool,
+    residents: bool = False,
+) -> None:
+    """What `openmint engines` and `openmint loads` do, until it is done or Ctrl-C."""
+
+    async def look() -> None:
+        async with open_view(mine=mine, residents=residents) as view:
+            await show(view, render, values, watch=watch, as_json=as_json)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(look())
+
+
 def _page(view: FleetView, render: Callable[[FleetView], RenderableType]) -> RenderableType:
     return Group(render(view), Text(view.note, style="dim"))
 

@@ -1,13 +1,11 @@
 """`openmint loads`: what waits or is on its way to an engine, and why it is not there yet."""
 
-import asyncio
-import contextlib
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import RenderableType
 
-from openmint.cli.fleet_view import FleetView, Mine, Watch, open_view, seconds, show
+from openmint.cli.fleet_view import FleetView, Mine, Watch, run_view, seconds
 from openmint.cli.output import Json, make_table, short
 
 if TYPE_CHECKING:
@@ -21,13 +19,7 @@ def add_to(app: typer.Typer) -> None:
 
 def loads(watch: Watch = False, mine: Mine = False, json: Json = False) -> None:
     """Show the loads that are not answered yet: those under way, then those that wait, in their order."""
-
-    async def look() -> None:
-        async with open_view(mine=mine) as view:
-            await show(view, load_table, load_values, watch=watch, as_json=json)
-
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(look())
+    run_view(load_table, load_values, mine=mine, watch=watch, as_json=json)
 
 
 def load_table(view: FleetView) -> RenderableType:

@@ -36,12 +36,7 @@ def trace(
     except NotFound as error:
         raise NotFound(f"{error.detail}; a stack keeps traces when it is started with: openmint up --traces") from error
     if json:
-        print_json(
-            [
-                {**node.span.model_dump(), "took_ms": node.span.took_ms, "is_joined": node.is_joined}
-                for node in walk(roots)
-            ]
-        )
+        print_json([_as_value(node) for node in walk(roots)])
         return
     began_ns = min(node.span.started_ns for node in roots)
     ended_ns = max(node.span.ended_ns for node in walk(roots))

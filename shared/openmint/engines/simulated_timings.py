@@ -16,13 +16,3 @@ class SimulatedTimings:
     probe_s: float = 0.02
     restart_s: float = 2.0
     parallel_stages: int = 2
-    step_s: float = 0.017
-    """One step with nothing in it."""
-    row_step_s: float = 0.0065
-    """What each running sequence adds to a step."""
-    adapter_step_s: float = 0.017
-    """What each distinct adapter among them adds."""
-
-    def step_of(self, rows: int, adapters: int) -> float:
-        """One step of so many sequences with so many distinct adapters."""
-        return self.step_s + self.row_step_s * rows + self.adapter_step_s * adapters

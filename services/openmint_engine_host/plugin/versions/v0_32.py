@@ -26,7 +26,6 @@ from openmint_engine_host.layout import (
     check_fits,
     read_header,
 )
-from openmint_engine_host.plugin.slots import fill_slot
 from openmint_engine_host.plugin.versions.contract import Capability, Load, Residency, VersionModule
 from openmint_engine_host.plugin.versions.v0_32_kernels import bring_experts_to_cpu, repair_linear
 from openmint_engine_host.plugin.versions.v0_32_self_test import check_experts, check_linear
@@ -250,32 +249,6 @@ def _count_bad_rows_cheaply() -> None:
 
     runner: Any = gpu_model_runner
     runner.count_nans_per_row = count_bad_per_row
-
-
-def _write_expert_slots_once() -> None:
-    from vllm.lora.layers import FusedMoEWithLoRA
-
-    stock_set = FusedMoEWithLoRA.set_lora
-
-    def set_lora(self: Any, index: int, lora_a: Any, lora_b: Any) -> None:
-        if self.tp_size != 1 or self.use_ep or self.enable_moe_shared_loras or self._w13_slices != 2:
-            # Such an engine is refused when it is asked for its module table; until then it warms up as it is.
-            stock_set(self, index, lora_a, lora_b)
-            return
-        (gate_a, down_a, up_a), (gate_b, down_b, up_b) = lora_a, lora_b
-        for stacked, given in (
-            (self.w13_lora_a_stacked[0], gate_a),
-            (self.w13_lora_b_stacked[0], gate_b),
-            (self.w13_lora_a_stacked[1], up_a),
-            (self.w13_lora_b_stacked[1], up_b),
-            (self.w2_lora_a_stacked[0], down_a),
-            (self.w2_lora_b_stacked[0], down_b),
-        ):
-            fill_slot(stacked[index], given)
-        self.adapter_enabled[index] = 1
-
-    experts: Any = FusedMoEWithLoRA
-    experts.set_lora = set_lora
 
 
 def _map_adapter(path: Path, header: LayoutHeader, adapter_id: int) -> Any:
