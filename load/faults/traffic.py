@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from load.clients.records import Call, Outcome
 from load.stack.openmint_stack import OpenmintStack
 from load.stack.policies import Policy
+from openmint.endings import end
 
 PROMPT = "The quick brown fox counts to ten: one two three"
 THINK_S = 0.25
@@ -91,9 +92,7 @@ async def first_answer_s(
             if answers:
                 return min(o.first_token_s or math.inf for o in answers) - since_s
     finally:
-        for task in asked:
-            task.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
+        await end(*asked)
     return math.inf
 
 

@@ -20,6 +20,7 @@ from openmint.bus.connection import Bus, connect_bus
 from openmint.bus.provision import provision
 from openmint.bus.tail import Tail
 from openmint.embedded.nats_server import EmbeddedNats
+from openmint.endings import end
 from openmint.engines.protocol import AttachRequest, CommandStamp
 from openmint.errors import EngineFailed
 from openmint.events import RevisionExported
@@ -93,7 +94,8 @@ class AdapterWay:
             export_ms=export_ms,
         )
         await self._bus.publish_fact(fact)
-        await asyncio.wait_for(heard.wait(), EVENT_TIMEOUT_S)
+        async with asyncio.timeout(EVENT_TIMEOUT_S):
+            await heard.wait()
         event_ms = laps.lap_ms()
         await engine.control.stage(self._stamp(), signed.digest)
         stage_ms = laps.lap_ms()
@@ -130,14 +132,10 @@ async def open_adapter_way(base: BaseFacts, state_dir: Path, engine: OpenmintEng
         stack.push_async_callback(listener_bus.close)
         tail = Tail(listener_bus, [RevisionExported], way.on_exported, stream="EVENTS")
         following = asyncio.create_task(tail.run())
-        stack.push_async_callback(_end, following)
-        await asyncio.wait_for(tail.attached.wait(), EVENT_TIMEOUT_S)
+        stack.push_async_callback(end, following)
+        async with asyncio.timeout(EVENT_TIMEOUT_S):
+            await tail.attached.wait()
         yield way
-
-
-async def _end(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 def _bytes_of(folder: Path) -> int:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 from load.plots.events import OURS, DepthEvent, EventWriter
+from openmint.endings import end
 
 SAMPLE_EVERY_S = 0.25
 
@@ -32,8 +33,7 @@ async def depth_recorded(
     try:
         yield
     finally:
-        sampling.cancel()
-        await asyncio.gather(sampling, return_exceptions=True)
+        await end(sampling)
 
 
 def depth_of(seen: dict[str, Any], t: float, variant: str = OURS) -> DepthEvent:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from load.report import ReportBuilder
 from load.scenarios.contract import Options, Scenario
+from openmint.endings import end
 
 if TYPE_CHECKING:
     import aiohttp
@@ -130,9 +131,7 @@ class _Asking:
         try:
             yield
         finally:
-            for task in held:
-                task.cancel()
-            await asyncio.gather(*held, return_exceptions=True)
+            await end(*held)
             await asyncio.sleep(0.5)
 
     async def _ask(self, expected: int, *, stream: bool = False, max_tokens: int = 16, max_wait_s: str = "") -> None:

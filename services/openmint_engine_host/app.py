@@ -13,6 +13,7 @@ from openmint.adapters.signing import TrustedKeys
 from openmint.adapters.store import Store
 from openmint.bases import read_base_folder
 from openmint.bus.connection import Bus, connect_bus
+from openmint.endings import end
 from openmint.errors import BusUnavailable
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
@@ -60,9 +61,7 @@ async def serve(settings: EngineHostSettings) -> None:
                 await asyncio.shield(running)
             finally:
                 await _drain(host, settings.drain_s)
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
-                beating.cancel()
+                await end(running, beating)
 
 
 async def _drain(host: EngineHost, seconds: float) -> None:

@@ -218,7 +218,8 @@ class Supervisor:
             if worker_silent_s > self._settings.hang_after_s:
                 return f"its worker did not answer for {worker_silent_s:.0f} s"
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(boot.process.wait()), PULSE_EVERY_S)
+                async with asyncio.timeout(PULSE_EVERY_S):
+                    await asyncio.shield(boot.process.wait())
             if boot.process.returncode is not None:
                 return f"the process ended with {boot.process.returncode}"
             if self._restart_because:
@@ -243,7 +244,8 @@ class Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, wanted)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_GRACE_S)
+                async with asyncio.timeout(STOP_GRACE_S):
+                    await process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 

@@ -19,6 +19,7 @@ from openmint.bus.outbox import OutboxRelay
 from openmint.bus.tail import tail
 from openmint.catalog.database import Catalog
 from openmint.clock import WallClock
+from openmint.endings import end
 from openmint.engines.loads import LoadWaiter
 from openmint.engines.residency import ResidencyView
 from openmint.engines.resident_list import HostLists
@@ -111,7 +112,7 @@ async def wired_evaluator(settings: EvaluatorSettings) -> AsyncGenerator[WiredEv
                 _end_idle_references(references),
             )
         )
-        stack.push_async_callback(_cancel, *background)
+        stack.push_async_callback(end, *background)
         await stack.enter_async_context(reporting_health({"catalog": lambda: catalog_answers(catalog)}))
         yield WiredEvaluator(worker, background)
 
@@ -120,11 +121,13 @@ async def serve(settings: EvaluatorSettings) -> None:
     """Run an evaluator until SIGTERM or SIGINT. What runs beside the worker must not end: its error ends us too."""
     async with wired_evaluator(settings) as wired:
         working = asyncio.create_task(wired.worker.run())
+        stop = asyncio.Event()
+        stopping = asyncio.create_task(stop.wait())
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, working.cancel)
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         log.info("evaluator.started", gate_pool=settings.evaluator_gate_pool, serve_pool=settings.evaluator_serve_pool)
-        await asyncio.wait({working, *wired.background}, return_when=asyncio.FIRST_COMPLETED)
-        await _cancel(working)
+        await asyncio.wait({working, stopping, *wired.background}, return_when=asyncio.FIRST_COMPLETED)
+        await end(working, stopping)
         for task in wired.background:
             if task.done():
                 task.result()
@@ -143,12 +146,6 @@ async def _end_idle_references(references: ReferencePool) -> None:
     while True:
         await asyncio.sleep(IDLE_CHECK_S)
         await references.end_when_idle()
-
-
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def main() -> None:

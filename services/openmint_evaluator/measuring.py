@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from openmint.endings import end
 from openmint_evaluator.comparison import RowScore
 from openmint_evaluator.encoded_rows import EncodedDataset
 from openmint_evaluator.gate import Answers
@@ -47,9 +48,7 @@ async def gather_bounded(calls: Sequence[Callable[[], Awaitable[ResultT]]], conc
     try:
         await asyncio.gather(*workers)
     finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        await end(*workers)
     return [results[index] for index in range(len(calls))]
 
 

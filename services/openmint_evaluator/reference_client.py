@@ -102,7 +102,8 @@ class ReferenceChild:
         async with self._lock:
             self.last_used_s = asyncio.get_running_loop().time()
             try:
-                line = await asyncio.wait_for(self._exchange(request.model_dump_json()), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    line = await self._exchange(request.model_dump_json())
             except BaseException as error:
                 # Whatever the child would still say belongs to a question that nobody asks any more.
                 await self.close()

@@ -16,6 +16,7 @@ from openmint.catalog.database import Catalog
 from openmint.catalog.rows import EvaluationDraft, JsonObject, Revision
 from openmint.catalog.transitions import MAX_TRIES
 from openmint.clock import Clock
+from openmint.endings import end
 from openmint.errors import CallerMistake, Fenced, OpenmintError
 from openmint_evaluator.evaluate import Evaluator, report_without_measurement
 from openmint_evaluator.evaluation_files import EvaluationFiles
@@ -79,7 +80,8 @@ class EvaluationWorker:
                 has_worked = False
             if not has_worked:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._woken.wait(), self._limits.poll_s)
+                    async with asyncio.timeout(self._limits.poll_s):
+                        await self._woken.wait()
 
     async def work_once(self) -> bool:
         """Claim one due evaluation and finish it. False when nothing was due."""
@@ -105,14 +107,13 @@ class EvaluationWorker:
         except Fenced as error:
             log.warning("evaluation.fenced", error=error.detail)
         except asyncio.CancelledError:
-            await _end(evaluation)
+            await end(evaluation)
             with contextlib.suppress(OpenmintError):
                 async with self._catalog.connection() as conn:
                     await revisions.release_revision(conn, revision.revision_id, revision.fence)
             raise
         finally:
-            await _end(evaluation)
-            await _end(heartbeat)
+            await end(evaluation, heartbeat)
 
     async def _evaluate(self, revision: Revision) -> None:
         async with self._catalog.connection() as conn:
@@ -191,12 +192,6 @@ class EvaluationWorker:
                 raise
             except OpenmintError as error:
                 log.warning("lease.not_renewed", error=error.detail)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError, Exception):
-        await task
 
 
 def _scores_of(report: Report) -> JsonObject:

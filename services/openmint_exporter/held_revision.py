@@ -1,7 +1,6 @@
 """A claim on one revision: its lease, renewed in the background, and patience with parts that are away for a while."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -10,6 +9,7 @@ import structlog
 from openmint.catalog import revisions
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Revision
+from openmint.endings import end
 from openmint.errors import Fenced, TryAgain
 
 log = structlog.get_logger()
@@ -39,9 +39,7 @@ class HeldRevision:
 
     async def __aexit__(self, *_: object) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
 
     async def persist(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call until the store or the catalogue answers. Raises: Fenced once the revision is lost."""

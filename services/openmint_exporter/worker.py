@@ -21,6 +21,7 @@ from openmint.bases import BaseFacts
 from openmint.catalog import bases, checkpoints, revisions
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Checkpoint, Revision
+from openmint.endings import end
 from openmint.errors import CallerMistake, Conflict, Fenced, NotFound, OpenmintError, TryAgain
 from openmint.events import Cause
 from openmint_exporter.export import SignedFolder, export_checkpoint
@@ -76,7 +77,8 @@ class ExporterWorker:
                 except TryAgain as error:
                     log.warning("claim.failed", error=error.detail)
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), self._settings.poll_s)
+                    async with asyncio.timeout(self._settings.poll_s):
+                        await self._wake.wait()
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=self._settings.drain_s)
         finally:
@@ -188,9 +190,7 @@ class ExporterWorker:
     async def _give_back(self) -> None:
         """Cancel what did not end in time and make it claimable at once."""
         left = dict(self._tasks)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await end(*left)
         for revision in left.values():
             try:
                 async with self._catalog.connection() as connection:

@@ -16,6 +16,7 @@ from openmint.bus.connection import Bus, connect_bus
 from openmint.bus.outbox import OutboxRelay
 from openmint.catalog import Catalog
 from openmint.clock import WallClock
+from openmint.endings import end
 from openmint.engines.loads import LoadWaiter
 from openmint.engines.residency import ResidencyView
 from openmint.engines.resident_list import HostLists
@@ -198,8 +199,7 @@ async def _running(work: Coroutine[object, object, None]) -> AsyncGenerator[None
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
 
 
 def _say_if_failed(task: asyncio.Task[None]) -> None:

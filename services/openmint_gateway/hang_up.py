@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from openmint.endings import end
 from openmint_gateway.asgi_input import ClientLeft, Receive, wait_for_hang_up
 
 
@@ -59,8 +60,7 @@ class Comments:
         """No more of them; none is half sent when this returns."""
         self._start.cancel()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
 
     def _begin(self) -> None:
         self._task = asyncio.create_task(self._go_on())

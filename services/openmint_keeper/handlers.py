@@ -45,7 +45,8 @@ class Rounds:
                 await self.sweep()
                 next_sweep_s = self._clock.monotonic_s() + self._settings.keeper_sweep_every_s
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), self._settings.keeper_every_s)
+                async with asyncio.timeout(self._settings.keeper_every_s):
+                    await self._stopping.wait()
 
     async def round(self) -> None:
         """End what is exhausted, then tell again of what is due."""

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from openmint.bus.connection import Bus, connect_bus
 from openmint.clock import Clock, WallClock
+from openmint.endings import end
 from openmint.engines.vllm import HostEngine
 from openmint.events import EngineHeartbeat, EngineLeft
 from openmint.health import reporting_health
@@ -53,9 +54,7 @@ class Scheduler:
 
     async def close(self) -> None:
         """Step back from every base, so that another may lead at once."""
-        for task in self._tasks.values():
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await end(*self._tasks.values())
 
     async def _on_heartbeat(self, message: Msg) -> None:
         try:

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from openmint.clock import Clock
+from openmint.endings import end
 from openmint.engines.protocol import CommandStamp, Engine
 from openmint.errors import EngineFailed, OpenmintError, StaleEpoch
 from openmint_scheduler.core import LoaderScheduler
@@ -134,9 +135,7 @@ class Conductor:
     async def close(self) -> None:
         """Stop commanding. What engines have begun they will finish."""
         self.is_over.set()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         for _, engine in self._engines.values():
             await engine.close()
 

@@ -12,6 +12,7 @@ import asyncpg
 import structlog
 
 from openmint.catalog.leaders import give_up_leadership, still_leads, take_leadership
+from openmint.endings import end
 
 log = structlog.get_logger()
 
@@ -50,8 +51,7 @@ class Lead:
 
     async def give_up(self) -> None:
         """Let another lead at once."""
-        self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
+        await end(self._watch)
         with contextlib.suppress(*_LOST):
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await give_up_leadership(self._connection, self.base)

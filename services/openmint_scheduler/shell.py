@@ -22,6 +22,7 @@ from openmint.bus.messages import RawMessage, decode_raw
 from openmint.bus.provision import ensure_load_consumer
 from openmint.bus.tail import tail
 from openmint.clock import Clock
+from openmint.endings import end
 from openmint.engines.scheduler_view import EVERY_LEADER, SchedulerQuery, query_subject
 from openmint.errors import CallerMistake, OpenmintError
 from openmint.events import AdapterCondemned, AliasMoved, Cause, EngineHeartbeat, EngineLeft, LoadFailed, LoadRequested
@@ -126,9 +127,7 @@ class BaseShell:
             self.conductor = None
             await conductor.close()
             self._traces.close()
-            for part in parts:
-                part.cancel()
-            outcomes = await asyncio.gather(*parts, return_exceptions=True)
+            outcomes = await end(*parts)
             log.info("leader.ended", base=self.base, epoch=lead.epoch)
         for outcome in (conductor.broken, *outcomes):
             if isinstance(outcome, Exception):

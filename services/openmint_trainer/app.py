@@ -21,6 +21,7 @@ from openmint.bus.outbox import OutboxRelay
 from openmint.catalog.bases import find_base
 from openmint.catalog.database import Catalog
 from openmint.catalog.outbox_rows import oldest_unsent_s
+from openmint.endings import end
 from openmint.errors import Conflict, OpenmintError
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
@@ -102,8 +103,7 @@ async def serve(settings: TrainerSettings) -> None:
                     await loop.run()
                 await relayed(catalog)
             finally:
-                relay.cancel()
-                await asyncio.gather(relay, return_exceptions=True)
+                await end(relay)
                 await broker.stop()
             log.info("trainer.stopped", base=facts.name)
     finally:

@@ -5,7 +5,6 @@ catalogue, in order, while the job trains on.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from openmint.adapters.store import Store
 from openmint.catalog import checkpoints, jobs
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Job
+from openmint.endings import end
 from openmint.errors import Conflict, Fenced, NotFound, TryAgain
 from openmint.events import Cause
 from openmint_trainer.checkpoints import SavedFile
@@ -73,11 +73,7 @@ class HeldJob:
 
     async def close(self) -> None:
         """Stop both; the lease then runs out by itself unless the job has ended."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end(*self._tasks)
         for pending in self._pending:
             pending.saved.path.unlink(missing_ok=True)
         self._pending.clear()

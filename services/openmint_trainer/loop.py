@@ -19,6 +19,7 @@ from openmint.adapters.store import Store
 from openmint.catalog import checkpoints, jobs
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Job
+from openmint.endings import end
 from openmint.errors import BadRequest, CallerMistake, Fenced, OpenmintError, Overloaded, TryAgain
 from openmint.events import Cause, Fact, JobProgressed, TrainRequested
 from openmint_trainer.checkpoints import Checkpoint, read_checkpoint
@@ -112,9 +113,7 @@ class TrainerLoop:
                 task.result()
             await self._hand_back()
         finally:
-            for task in (claiming, training, *self._tasks):
-                task.cancel()
-            await asyncio.gather(claiming, training, *self._tasks, return_exceptions=True)
+            await end(claiming, training, *self._tasks)
             for held in self._all_held():
                 await held.close()
             self._thread.close()
@@ -130,7 +129,8 @@ class TrainerLoop:
             except TryAgain as error:
                 log.warning("claim.failed", error=error.detail)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._settings.poll_s)
+                async with asyncio.timeout(self._settings.poll_s):
+                    await self._wake.wait()
 
     def _may_claim(self) -> bool:
         is_paused = time.monotonic() < self._claim_again_s
@@ -214,7 +214,8 @@ class TrainerLoop:
             if not self._training.has_work:
                 self._work.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._work.wait(), 0.2 if self._jobs else self._settings.poll_s)
+                    async with asyncio.timeout(0.2 if self._jobs else self._settings.poll_s):
+                        await self._work.wait()
                 continue
             for event in await self._thread.run(self._training.advance):
                 await self._take(event)

@@ -14,6 +14,8 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from pathlib import Path
 
+from openmint.endings import end
+
 WRITE_EVERY_S = 3.0
 STALE_AFTER_S = 20.0
 """Six missed writes: a busy machine is not a dead part."""
@@ -33,7 +35,8 @@ async def run_checks(checks: Mapping[str, Check]) -> dict[str, bool]:
 
     async def ask(check: Check) -> bool:
         try:
-            return await asyncio.wait_for(check(), CHECK_TIMEOUT_S)
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                return await check()
         except Exception:
             return False
 
@@ -58,9 +61,7 @@ async def reporting_health(checks: Mapping[str, Check]) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end(task)
         path.unlink(missing_ok=True)
 
 

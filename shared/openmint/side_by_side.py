@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Coroutine
 
+from openmint.endings import end
+
 
 async def run_until_one_ends(*parts: Coroutine[object, object, None]) -> None:
     """Run the parts side by side until one returns or fails; a relay that died must not go unnoticed."""
@@ -12,6 +14,4 @@ async def run_until_one_ends(*parts: Coroutine[object, object, None]) -> None:
         for task in done:
             await task
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*tasks)

@@ -189,7 +189,8 @@ class Commands:
     async def _remove_adapter(self, adapter: ResidentAdapter, timeout_s: float, api: object) -> bool:
         adapter.is_draining = True
         try:
-            await asyncio.wait_for(adapter.idle.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await adapter.idle.wait()
         except TimeoutError:
             adapter.is_draining = False
             return False

@@ -28,6 +28,7 @@ from openmint.bus.connection import Bus
 from openmint.bus.dead_letters import bury
 from openmint.bus.messages import RawMessage
 from openmint.bus.streams import ACK_WAIT_S, MAX_TRIES, ConsumerPlan, retry_delay_s
+from openmint.endings import end
 from openmint.errors import (
     BusUnavailable,
     CallerMistake,
@@ -166,9 +167,7 @@ async def _beating(message: Msg, every_s: float) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await end(task)
 
 
 def settle_middleware(settler: Settler) -> type[BaseMiddleware[Any, Any]]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from openmint.bus.connection import Bus
 from openmint.clock import Clock, WallClock
+from openmint.endings import end
 from openmint.engines.residency_index import KnownEngine, Placement, ResidencyIndex
 from openmint.engines.resident_list import ResidentListSource
 from openmint.errors import EngineFailed, LoadTimeout
@@ -79,9 +80,7 @@ class ResidencyView:
         for subscription in self._subscriptions:
             if self._bus is not None and self._bus.nc.is_connected:
                 await subscription.unsubscribe()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self._tasks)
         await self._lists.close()
 
     async def on_heartbeat(self, beat: EngineHeartbeat) -> None:

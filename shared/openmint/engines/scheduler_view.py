@@ -125,7 +125,8 @@ async def ask_every_leader(bus: Bus, query: SchedulerQuery | None = None) -> lis
         await _publish(bus, EVERY_LEADER, _body(query), inbox)
         with contextlib.suppress(TimeoutError):
             while True:
-                message = await asyncio.wait_for(answers.get(), QUIET_S if found else ANSWER_TIMEOUT_S)
+                async with asyncio.timeout(QUIET_S if found else ANSWER_TIMEOUT_S):
+                    message = await answers.get()
                 if message.headers and message.headers.get("Status") == "503":
                     break
                 seen = _read(message)

@@ -168,7 +168,8 @@ class Supervisor:
             await asyncio.to_thread(self._look_after_stores)
             self._write_status()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), 0.5)
+                async with asyncio.timeout(0.5):
+                    await self._stopping.wait()
 
     def _look_after(self, child: _Child, now: float) -> None:
         if child.process is None:

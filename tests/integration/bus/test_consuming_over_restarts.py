@@ -16,6 +16,7 @@ from openmint.catalog import Catalog, outbox_rows
 from openmint.catalog.migrate import migrate
 from openmint.embedded.nats_server import EmbeddedNats
 from openmint.embedded.postgres_server import EmbeddedPostgres
+from openmint.endings import end
 from openmint.errors import OpenmintError
 from openmint.events import CheckpointSaved, JobStarted
 from openmint.settings import CommonSettings
@@ -93,9 +94,7 @@ async def test_relay_goes_on_after_the_database_was_killed(bus: Bus, tmp_path: P
         await asyncio.to_thread(server.start)
         await _append(catalog, 2)
         await until(lambda: relay.relayed == 2)
-        running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await running
+        await end(running)
     finally:
         if catalog is not None:
             await catalog.close()

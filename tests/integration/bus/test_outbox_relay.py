@@ -14,6 +14,7 @@ from openmint.bus.outbox import BATCH_ROWS, OutboxRelay
 from openmint.bus.provision import provision
 from openmint.catalog import Catalog, outbox_rows
 from openmint.embedded.nats_server import EmbeddedNats
+from openmint.endings import end
 from openmint.events import JobStarted, RevisionQuarantined
 from openmint.settings import CommonSettings
 
@@ -58,9 +59,7 @@ async def running(relay: OutboxRelay) -> AsyncIterator[asyncio.Task[None]]:
     """The relay at work."""
     task = asyncio.create_task(relay.run())
     yield task
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await end(task)
 
 
 async def test_facts_reach_the_bus_in_the_order_of_their_commits(catalog: Catalog, bus: Bus) -> None:

@@ -12,6 +12,7 @@ from openmint.bus.connection import Bus, connect_bus
 from openmint.bus.provision import provision
 from openmint.bus.tail import Tail
 from openmint.embedded.nats_server import EmbeddedNats
+from openmint.endings import end
 from openmint.events import Event, JobProgressed, JobStarted, RevisionRetired
 from openmint.settings import CommonSettings
 
@@ -27,9 +28,7 @@ async def running(tail: Tail) -> AsyncIterator[None]:
     task = asyncio.create_task(tail.run())
     await asyncio.wait_for(tail.attached.wait(), 10)
     yield
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await end(task)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:

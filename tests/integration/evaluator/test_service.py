@@ -20,6 +20,7 @@ from openmint.catalog import aliases, datasets, evaluations, revisions
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Revision, RevisionState
 from openmint.datasets import canonical_dataset
+from openmint.endings import end
 from openmint.settings import CommonSettings
 from openmint_evaluator.app import wired_evaluator
 from openmint_evaluator.report import Report, render_text
@@ -45,8 +46,7 @@ async def running(settings: EvaluatorSettings) -> AsyncIterator[None]:
         try:
             yield
         finally:
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            await end(working)
 
 
 async def until_ended(catalog: Catalog, revision_id: UUID) -> Revision:

@@ -12,6 +12,7 @@ from openmint.catalog import aliases, evaluations, revisions
 from openmint.catalog.database import Catalog
 from openmint.catalog.rows import Revision, RevisionState
 from openmint.clock import WallClock
+from openmint.endings import end
 from openmint.errors import NoEngine
 from openmint_evaluator.checks import at_most
 from openmint_evaluator.evaluate import report_without_measurement
@@ -188,8 +189,7 @@ async def test_unexpected_error_costs_a_try_and_not_the_service(catalog: Catalog
                 await asyncio.sleep(0.02)
         assert not working.done()
     finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
+        await end(working)
 
 
 async def test_lost_lease_stops_the_evaluation_and_writes_nothing(catalog: Catalog, export_revision: Export) -> None:

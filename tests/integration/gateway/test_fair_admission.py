@@ -7,6 +7,8 @@ from collections import Counter
 import httpx
 import pytest
 
+from openmint.endings import end
+
 HELLO = [{"role": "user", "content": "hello"}]
 CHAT = "/v1/chat/completions"
 
@@ -126,9 +128,7 @@ async def test_a_request_that_waits_for_a_load_holds_no_room_of_an_engine(world,
         await asyncio.sleep(0.01)
     answer = await http.post(CHAT, json={"model": world.model, "messages": HELLO})
     assert answer.status_code == 200
-    for task in cold:
-        task.cancel()
-    await asyncio.gather(*cold, return_exceptions=True)
+    await end(*cold)
 
 
 async def test_a_queued_request_goes_to_an_engine_that_loads_its_adapter_meanwhile(world, http):
@@ -178,6 +178,4 @@ async def test_hanging_up_gives_the_room_to_the_next_at_once(world, http, stream
         started_s = time.monotonic()
         assert (await waiting).status_code == 200
         assert time.monotonic() - started_s < 1
-    for task in holding:
-        task.cancel()
-    await asyncio.gather(*holding, return_exceptions=True)
+    await end(*holding)

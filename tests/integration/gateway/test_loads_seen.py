@@ -9,6 +9,7 @@ import pytest
 
 from openmint.bus.connection import connect_bus
 from openmint.clock import WallClock
+from openmint.endings import end
 from openmint.engines.scheduler_view import SchedulerQuery, ask_every_leader, ask_leader, hear_engines
 from openmint.engines.simulated import SimulatedEngine
 from openmint_scheduler.app import Scheduler
@@ -58,9 +59,7 @@ async def test_a_tenant_sees_its_own_waiting_loads_and_the_operator_sees_all(wor
         alone = await ask_leader(world.bus, BASE, SchedulerQuery(tenant=world.tenant))
         assert alone is not None
         assert ([load.revision for load in alone.loads], alone.engines) == ([mine.digest], [])
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
+        await end(*asking)
 
 
 async def _waiting_load(client: httpx.AsyncClient) -> dict[str, Any]:
