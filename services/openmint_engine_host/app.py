@@ -45,7 +45,7 @@ async def serve(settings: EngineHostSettings) -> None:
     def stager(resident_digests: Callable[[], set[str]]) -> Stager:
         return Stager(source, spool, settings.run_dir / "scratch", settings.staging_concurrency, resident_digests)
 
-    async with contextlib.aclosing(source), _announcer(settings) as announcer:
+    async with _announcer(settings) as announcer:
         feed = ResidencyFeed(announcer, settings.engine_name, settings.base, base.digest, settings.pool_names)
         host = EngineHost(settings, base.digest, supervisor, stager, feed)
         if settings.metrics_port:

@@ -115,12 +115,11 @@ class EngineHost:
             span.note(
                 was_staged=result.was_staged,
                 fetch_ms=round(result.fetch_ms, 1),
-                verify_ms=round(result.verify_ms, 1),
                 pack_ms=round(result.pack_ms, 1),
             )
         metrics.count_stage(result)
         if not result.was_staged:
-            self._stage_ms[digest] = result.fetch_ms + result.verify_ms + result.pack_ms
+            self._stage_ms[digest] = result.fetch_ms + result.pack_ms
             log.info("adapter.staged", revision=digest, stage_ms=round(self._stage_ms[digest], 1))
         return result
 

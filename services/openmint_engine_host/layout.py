@@ -13,17 +13,18 @@ import hashlib
 import json
 import math
 import struct
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openmint_engine_host.peft_tensors import STORAGE, BadLayout, PeftTensors, decode, encode
+from openmint_engine_host.peft_tensors import STORAGE, BadLayout, PeftTensors, convert, scaled
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "adapter.openmint"
 ALIGNMENT = 4096
 MAX_HEADER_BYTES = 16 << 20
@@ -68,16 +69,21 @@ class ModuleTable:
     parallel_width: int
     max_rank: int
     modules: tuple[EngineModule, ...]
+    _fingerprint: str = field(init=False, repr=False, compare=False)
 
-    def fingerprint(self) -> str:
-        """16 hex characters that change when a file made for another engine would not fit this one."""
+    def __post_init__(self) -> None:
         shape = {
             "format": FORMAT,
             "dtype": self.dtype,
             "parallel_width": self.parallel_width,
             "modules": [module.as_json() for module in self.modules],
         }
-        return hashlib.sha256(json.dumps(shape, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+        raw = json.dumps(shape, sort_keys=True, separators=(",", ":")).encode()
+        object.__setattr__(self, "_fingerprint", hashlib.sha256(raw).hexdigest()[:16])
+
+    def fingerprint(self) -> str:
+        """16 hex characters that change when a file made for another engine would not fit this one."""
+        return self._fingerprint
 
     def sources(self) -> dict[str, tuple[int, int]]:
         """The base's module paths that this engine serves -> (out, in)."""
@@ -145,14 +151,17 @@ class LayoutHeader:
     rank: int
     blob_offset: int
     blob_bytes: int
-    blob_sha256: str
+    blob_crc32: int
+    """Against what a crash leaves half written; who wrote it is not in question, nobody else may write there."""
+
     modules: tuple[PackedModule, ...]
 
 
 def pack(peft_file: Path, table: ModuleTable, digest: str, rank: int, alpha: float, out: Path) -> LayoutHeader:
     """Write the layout file of a checked adapter.
 
-    Raises: BadLayout when the adapter has a module that the engine does not serve, or a shape that does not fit it.
+    Raises: BadLayout when the adapter has a module that the engine does not serve, a shape that does not fit it, or a
+        value that would poison what it computes.
     """
     tensors = PeftTensors(peft_file)
     known = table.sources()
@@ -198,11 +207,9 @@ class _Blob:
         if not given:
             a, b = (np.zeros((experts, *shape), STORAGE[self._dtype]) for shape in (a_shape, b_shape))
             return self._append(a, a_shape, experts), self._append(b, b_shape, experts)
-        a_place = self._append(self._tensors.read(given, "A", self._dtype, a_shape), a_shape, experts)
-        b = self._tensors.read(given, "B", self._dtype, b_shape)
-        if self._scale != 1.0:
-            b = encode(decode(b, self._dtype) * self._scale, self._dtype)
-        return a_place, self._append(b, b_shape, experts)
+        a = convert(*self._tensors.read(given, "A", a_shape), self._dtype)
+        b = scaled(*self._tensors.read(given, "B", b_shape), self._scale, self._dtype)
+        return self._append(a, a_shape, experts), self._append(b, b_shape, experts)
 
     def _append(self, array: NDArray[Any], shape: tuple[int, int], experts: int) -> TensorPlace:
         place = TensorPlace(self._position, *shape, experts)
@@ -219,9 +226,9 @@ def _write(
     rank: int,
     modules: tuple[PackedModule, ...],
 ) -> LayoutHeader:
-    found = hashlib.sha256()
+    found = 0
     for tensor in blob:
-        found.update(tensor)
+        found = zlib.crc32(tensor, found)
     fields: dict[str, Any] = {
         "format": FORMAT,
         "digest": digest,
@@ -229,7 +236,7 @@ def _write(
         "dtype": table.dtype,
         "rank": rank,
         "blob_bytes": sum(len(tensor) for tensor in blob),
-        "blob_sha256": found.hexdigest(),
+        "blob_crc32": found,
         "modules": [
             {
                 "name": module.name,
@@ -271,7 +278,7 @@ def read_header(path: Path) -> LayoutHeader:
             body["rank"],
             offset,
             body["blob_bytes"],
-            body["blob_sha256"],
+            body["blob_crc32"],
             modules,
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -304,13 +311,13 @@ def check_fits(header: LayoutHeader, table: ModuleTable) -> None:
 
 
 def check_blob(path: Path, header: LayoutHeader) -> None:
-    """Compare the blob with its digest, which also brings its pages into memory. Raises: BadLayout."""
-    found = hashlib.sha256()
+    """Compare the blob with its checksum, which also brings its pages into memory. Raises: BadLayout."""
+    found = 0
     with path.open("rb") as file:
         file.seek(header.blob_offset)
         while chunk := file.read(1 << 20):
-            found.update(chunk)
-    if found.hexdigest() != header.blob_sha256:
+            found = zlib.crc32(chunk, found)
+    if found != header.blob_crc32:
         raise BadLayout(f"{path.name}: the blob is not the one that was written")
 
 

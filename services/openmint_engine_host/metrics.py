@@ -28,7 +28,7 @@ def count_stage(result: StageResult) -> None:
     """A revision lies staged."""
     STAGES.labels(str(result.was_staged).lower()).inc()
     if not result.was_staged:
-        for part, took_ms in (("fetch", result.fetch_ms), ("verify", result.verify_ms), ("pack", result.pack_ms)):
+        for part, took_ms in (("fetch", result.fetch_ms), ("pack", result.pack_ms)):
             STAGE_SECONDS.labels(part).observe(took_ms / 1000)
 
 

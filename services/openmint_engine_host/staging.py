@@ -1,7 +1,7 @@
 """From a digest to a prepared adapter on this machine, outside the engine process.
 
-Fetch, verify and repack run under a limit of their own; many who ask for one digest share one staging. Nothing that
-has not passed every check ever gets a layout file.
+Fetch (which verifies the bytes as they come) and repack run under a limit of their own; many who ask for one digest
+share one staging. Nothing that has not passed every check ever gets a layout file.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from openmint_engine_host.spool import Prepared, Spool
 
 @dataclass(frozen=True, slots=True)
 class VerifiedAdapter:
-    """A revision whose bytes are what its digest and signature say, in a folder of its own."""
+    """A revision's weights, whose bytes are what its digest and signature say."""
 
     weights: Path
     rank: int
@@ -31,12 +31,8 @@ class VerifiedAdapter:
 class RevisionSource(Protocol):
     """Where revisions come from."""
 
-    async def fetch(self, digest: str, folder: Path) -> None:
-        """Bring a revision's files into `folder`. Raises: NotFound, BadAdapter, StoreUnavailable."""
-        ...
-
-    async def verify(self, digest: str, folder: Path) -> VerifiedAdapter:
-        """Check everything in `folder` against the digest and the base. Raises: BadAdapter."""
+    async def fetch(self, digest: str, folder: Path) -> VerifiedAdapter:
+        """Bring a revision's weights into `folder`, verified. Raises: NotFound, BadAdapter, StoreUnavailable."""
         ...
 
 
@@ -68,7 +64,7 @@ class Stager:
         key = (check_digest(digest), table.fingerprint())
         prepared = await asyncio.to_thread(self._spool.find, *key)
         if prepared is not None:
-            return StageResult(digest, prepared.layout, prepared.layout_bytes, 0.0, 0.0, 0.0, was_staged=True)
+            return StageResult(digest, prepared.layout, prepared.layout_bytes, 0.0, 0.0, was_staged=True)
         task = self._running.get(key)
         if task is None:
             task = self._running[key] = asyncio.create_task(self._stage(digest, table))
@@ -96,10 +92,8 @@ class Stager:
             folder.mkdir()
             try:
                 began = time.perf_counter()
-                await self._source.fetch(digest, folder)
+                verified = await self._source.fetch(digest, folder)
                 fetched = time.perf_counter()
-                verified = await self._source.verify(digest, folder)
-                checked = time.perf_counter()
                 prepared = await asyncio.to_thread(self._prepare, digest, table, verified)
                 packed = time.perf_counter()
             finally:
@@ -110,8 +104,7 @@ class Stager:
             layout=prepared.layout,
             layout_bytes=prepared.layout_bytes,
             fetch_ms=(fetched - began) * 1e3,
-            verify_ms=(checked - fetched) * 1e3,
-            pack_ms=(packed - checked) * 1e3,
+            pack_ms=(packed - fetched) * 1e3,
             was_staged=False,
         )
 

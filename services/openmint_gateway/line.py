@@ -23,6 +23,10 @@ the adapters it runs: two batches."""
 MAX_CLOSING = 4
 """Adapters that make way on an engine at a time: more would leave a batch half empty."""
 
+SHORT_WORK = 4.0
+"""Generated tokens that an adapter has to do on an engine: with less, all of them may end in one step, and the engine
+would run dry before more could come. Such an engine gets the adapters of its next batch beside those of this one."""
+
 MIN_TENURE = 4
 """Sequences that an adapter gets before it makes way."""
 
@@ -225,7 +229,8 @@ class Line:
         return None
 
     def _is_open(self, seat: EngineSeat) -> bool:
-        return not self.rules.coherent_adapters or len(seat.adapters) < self.rules.coherent_adapters
+        most, held = self.rules.coherent_adapters, len(seat.adapters)
+        return not most or held < most or (held < 2 * most and seat.cost < SHORT_WORK * held)
 
     def _may_go(self, request: Request, seat: EngineSeat) -> bool:
         adapter = request.adapter

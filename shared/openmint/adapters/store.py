@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -33,6 +33,14 @@ RETRY_TIMEOUT = timedelta(seconds=20)  # a third of the longest lease; the calle
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 MAX_KEY_CHARACTERS = 512
+
+
+class Sink(Protocol):
+    """What sees bytes as they pass, such as a hash."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take the next bytes."""
+        ...
 
 
 class Store:
@@ -90,22 +98,35 @@ class Store:
             held += chunk
         return bytes(held)
 
-    async def fetch_to(self, key: str, path: Path, max_bytes: int | None = None) -> int:
+    async def fetch_to(self, key: str, path: Path, max_bytes: int | None = None, sink: Sink | None = None) -> int:
         """Copy what is under a key to `path`, which is absent until it is whole; the number of bytes.
+
+        `sink` sees every chunk as it is written.
 
         Raises: NotFound, TooLarge above `max_bytes`, StoreUnavailable.
         """
+        _check_key(key)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-        size = 0
         try:
             with _translated(key):
-                # Chunks are small beside a disk's own cache, so writing them here holds the loop for microseconds.
-                with partial.open("wb") as file:
-                    async for chunk in self._stream(key, max_bytes):
-                        size += file.write(chunk)
+                if self._local_root is not None:
+                    source = self._local_root / key
+                    size = await asyncio.to_thread(_copy_out, source, partial, key, max_bytes, sink)
+                else:
+                    size = await self._stream_to(partial, key, max_bytes, sink)
                 partial.rename(path)
         finally:
             partial.unlink(missing_ok=True)
+        return size
+
+    async def _stream_to(self, path: Path, key: str, max_bytes: int | None, sink: Sink | None) -> int:
+        size = 0
+        # Chunks are small beside a disk's own cache, so writing them here holds the loop for microseconds.
+        with path.open("wb") as file:
+            async for chunk in self._stream(key, max_bytes):
+                size += file.write(chunk)
+                if sink is not None:
+                    sink.update(chunk)
         return size
 
     async def exists(self, key: str) -> bool:
@@ -200,6 +221,19 @@ def _translated(what: str) -> Generator[None]:
 def _copy_in(source: Path, root: Path, key: str) -> None:
     with source.open("rb") as incoming:
         _write_aside(root, key, iter(lambda: incoming.read(CHUNK_BYTES), b""))
+
+
+def _copy_out(source: Path, target: Path, key: str, max_bytes: int | None, sink: Sink | None) -> int:
+    size = 0
+    with source.open("rb") as file, target.open("wb") as out:
+        while chunk := file.read(CHUNK_BYTES):
+            size += len(chunk)
+            if max_bytes is not None and size > max_bytes:
+                raise TooLarge(f"{key} has more than {max_bytes} bytes")
+            out.write(chunk)
+            if sink is not None:
+                sink.update(chunk)
+    return size
 
 
 def _write_in(data: bytes, root: Path, key: str) -> None:

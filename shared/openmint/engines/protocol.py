@@ -71,7 +71,8 @@ class StageResult:
     layout: str
     layout_bytes: int
     fetch_ms: float
-    verify_ms: float
+    """With the verification of what came."""
+
     pack_ms: float
     was_staged: bool
 

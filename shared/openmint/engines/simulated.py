@@ -228,7 +228,7 @@ class SimulatedEngine:
         if digest in self.faults.bad:
             raise BadAdapter(f"{digest[:19]}… has a tensor of the wrong shape")
         self.staged.add(digest)
-        return StageResult(digest, "simulated", 5_000_000, 1000 * self._timings.stage_s, 0.0, 0.0, was_staged)
+        return StageResult(digest, "simulated", 5_000_000, 1000 * self._timings.stage_s, 0.0, was_staged)
 
     async def attach(self, stamp: CommandStamp, requests: list[AttachRequest]) -> list[AttachResult]:
         """Make staged revisions resident, in one gap."""

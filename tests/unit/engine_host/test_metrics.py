@@ -37,8 +37,8 @@ def test_stages_and_attaches_are_counted_with_their_times():
         "openmint_engine_attaches_total", outcome="refused"
     )  # fmt: skip
     fetched = value("openmint_engine_stage_seconds_sum", part="fetch")
-    metrics.count_stage(StageResult("sha256:a", "l", 10, 40.0, 1.0, 2.0, was_staged=False))
-    metrics.count_stage(StageResult("sha256:a", "l", 10, 0.0, 0.0, 0.0, was_staged=True))
+    metrics.count_stage(StageResult("sha256:a", "l", 10, 40.0, 2.0, was_staged=False))
+    metrics.count_stage(StageResult("sha256:a", "l", 10, 0.0, 0.0, was_staged=True))
     metrics.count_attach(AttachResult("sha256:a", "a#1", 6.0))
     metrics.count_attach(AttachResult("sha256:b", error_code="refused", error="no"))
     assert value("openmint_engine_stages_total", was_staged="true") == staged + 1

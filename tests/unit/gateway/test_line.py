@@ -321,3 +321,10 @@ def test_a_tenant_is_charged_for_what_it_got_and_not_for_what_it_asked_for():
         line.running = following
         work[following.tenant] += 1
     assert work["modest"] >= 3 * work["wordy"]
+
+
+@pytest.mark.parametrize(("tokens", "at_once"), [(1, 4), (64, 2)])
+def test_an_engine_with_little_to_do_gets_the_adapters_of_its_next_batch_too(tokens: int, at_once: int):
+    line = Line(LineRules(margin=0, coherent_adapters=2, bounds=NO_VERDICT))
+    waves = [replace(request(adapter), asked_tokens=tokens) for adapter in "abcdefgh"]
+    assert sum(line.arrive(one, {"e": 16}, 0.0) for one in waves) == at_once

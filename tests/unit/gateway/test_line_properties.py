@@ -81,7 +81,7 @@ def _check(line: Line, live: list[Request], now_s: float) -> None:
         assert seat.sequences == sum(one.room_taken for one in here) <= seat.limit
         assert set(seat.adapters) == {one.adapter for one in here}
         if line.rules.coherent_adapters:
-            assert len(seat.adapters) <= line.rules.coherent_adapters
+            assert len(seat.adapters) <= 2 * line.rules.coherent_adapters
         elif not seat.sequences and not seat.pauses:
             queued = [one for one in live if one.state == "waiting" and name not in one.avoided]
             could = [one for one in queued if name in line.queues.adapters[one.adapter].engines]
