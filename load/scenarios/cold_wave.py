@@ -44,16 +44,14 @@ async def _run(options: Options, report: ReportBuilder) -> None:
 
     pairs = QUICK_PAIRS if options.is_quick else PAIRS
     recorder = Recorder(options.keep, "cold-wave", "Waves of cold policies, one token each")
-    kinds: list[tuple[str, Path]] = [("dense", dense_base())]
-    if options.is_quick:
-        report.note("experts are raced in full runs alone")
-    else:
-        kinds.append(("experts", experts_base()))
-    for kind, folder in kinds:
-        async with Arena(folder, engines=1) as arena:
-            await _one_engine(arena, kind, pairs, report, recorder)
-    async with Arena(dense_base(), engines=2) as arena:
-        await _two_engines(arena, pairs if not options.is_quick else 2, report, recorder)
+    kinds: list[tuple[str, Callable[[], Path]]] = [("dense", dense_base), ("experts", experts_base)]
+    for kind, folder_of in kinds:
+        if options.wants(kind):
+            async with Arena(folder_of(), engines=1) as arena:
+                await _one_engine(arena, kind, pairs, report, recorder)
+    if options.wants("two-engines"):
+        async with Arena(dense_base(), engines=2) as arena:
+            await _two_engines(arena, pairs if not options.is_quick else 2, report, recorder)
     recorder.close()
 
 
@@ -78,14 +76,14 @@ async def _race(arena: "Arena", label: str, policies_each: int, pairs: int, reco
 
     async def ours(number: int) -> None:
         policies = await arena.fresh_policies(policies_each)
-        raced.stored.append(await cold_then_warm(arena.ours, policies, number))
+        raced.stored.append(await cold_then_warm(arena.ours, policies, 100 + number))
         await arena.ours.clear(policies, keep_staged=True)
-        raced.staged.append(await cold_then_warm(arena.ours, policies, number + 1000))
+        raced.staged.append(await cold_then_warm(arena.ours, policies, 200 + number))
         await arena.ours.clear(policies)
 
     async def theirs(number: int) -> None:
         policies = await arena.fresh_policies(policies_each)
-        raced.stock.append(await cold_then_warm(arena.routed, policies, number))
+        raced.stock.append(await cold_then_warm(arena.routed, policies, 300 + number))
 
     await _warm_up(arena)
     variants = (("openmint", raced.stored), ("openmint, staged", raced.staged), ("stock", raced.stock))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from load.report import ReportBuilder
@@ -18,6 +19,10 @@ class Options:
 
     only: str | None = None
     """A pattern on the names of rows; other rows are not run, and their bounds don't hold unless they are kept."""
+
+    def wants(self, row: str) -> bool:
+        """Whether the row of this name is to be run."""
+        return fnmatch(row, self.only or "*")
 
 
 @dataclass(frozen=True, slots=True)

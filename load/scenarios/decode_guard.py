@@ -6,6 +6,7 @@ files are ready, five a second, without a request for them; and, in a second row
 
 import asyncio
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,12 @@ def run(options: Options, report: ReportBuilder) -> None:
 async def _run(options: Options, report: ReportBuilder) -> None:
     from load.waves.arena import Arena, dense_base, experts_base
 
-    kinds: list[tuple[str, Path]] = [("dense", dense_base())]
-    if options.is_quick:
-        report.note("experts are measured in full runs alone")
-    else:
-        kinds.append(("experts", experts_base()))
-    for kind, folder in kinds:
+    kinds: list[tuple[str, Callable[[], Path]]] = [("dense", dense_base), ("experts", experts_base)]
+    for kind, folder_of in kinds:
+        if not options.wants(kind):
+            report.note(f"{kind}: not run")
+            continue
+        folder = folder_of()
         async with Arena(folder, engines=1) as arena:
             await _race(arena, kind, QUICK_ROUNDS if options.is_quick else ROUNDS, report)
 

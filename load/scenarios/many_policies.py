@@ -7,7 +7,6 @@ flight that is found for them, because under overload a cap alone is most of wha
 import asyncio
 import shutil
 import tempfile
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +69,7 @@ async def _race(base_folder: Path, options: Options, book: "RowBook") -> None:
         for planned in planned_rows(base, wanted, book):
             if planned.contender.rule == "hash" and VllmRouter.missing():
                 continue
-            if planned.key in book or not fnmatch(planned.key, options.only or "*"):
+            if planned.key in book or not options.wants(planned.key):
                 continue
             if base not in book.capacity_rps:
                 book.capacity_rps[base] = await field.capacity_rps(options.seed)

@@ -6,6 +6,7 @@ Capacity is measured first on the same stack: closed clients, warm adapters, eve
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,9 @@ def tell(found: Overloaded, report: ReportBuilder) -> None:
 
     from load.clients.figures import percentile, ttfts
 
-    admitted = [one for one in found.outcomes if not one.is_refused]
-    refused = [one for one in found.outcomes if one.is_refused]
+    # Whoever was let into the line and told so late is no refusal: a promise was broken.
+    refused = [one for one in found.outcomes if one.is_refused and one.status != 200]
+    admitted = [one for one in found.outcomes if not one.is_refused or one.status == 200]
     in_time = [one for one in admitted if one.is_answered and one.ttft_s is not None and one.ttft_s <= DEADLINE_S]
     faults = [one for one in found.outcomes if one.is_fault]
     refusals_s = [one.ended_s - one.sent_s for one in refused]
@@ -145,6 +147,8 @@ def tell(found: Overloaded, report: ReportBuilder) -> None:
     report.check_at_least("refusals that say when to come back", named / len(refused) if enough else None, 1.0)
     report.check_at_most("growth of the gateway's memory, MiB", growth, MEMORY_GROWTH_MIB)
     report.check_at_most("errors", len(faults), 0, faults[0].error if faults else "")
+    for kind, count in Counter(f"{one.status} {one.error[:120]}" for one in found.outcomes if one.error).most_common(6):
+        report.note(f"{count} x {kind}")
     report.note(f"{OVERLOAD:g} times the capacity, open loop; refused users don't come back")
 
 

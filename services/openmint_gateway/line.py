@@ -23,7 +23,7 @@ the adapters it runs: two batches."""
 MAX_CLOSING = 4
 """Adapters that make way on an engine at a time: more would leave a batch half empty."""
 
-SHORT_WORK = 4.0
+SHORT_WORK = 16.0
 """Generated tokens that an adapter has to do on an engine: with less, all of them may end in one step, and the engine
 would run dry before more could come. Such an engine gets the adapters of its next batch beside those of this one."""
 
