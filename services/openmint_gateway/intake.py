@@ -18,6 +18,7 @@ from openmint.errors import BadDataset, BadRequest, NotFound, OpenmintError, Quo
 from openmint.events import Cause, DatasetRef, JobRefused, TrainRequested
 from openmint.events.training import MAX_INLINE_BYTES
 from openmint.identifiers import check_alias
+from openmint.row_forms import check_form
 from openmint_gateway.dataset_store import put_dataset
 
 SERVICE = "gateway"
@@ -55,10 +56,12 @@ class Intake:
         """
         async with self._catalog.connection() as conn:
             base = await self._check(conn, message, request)
+            check_form(request.dataset.rows or [], request.recipe, "dataset.rows")
             training = await self._canonical(conn, message.tenant, request.dataset, "dataset")
             held_out_ref = request.evaluation.held_out
             held_out = None
             if held_out_ref is not None:
+                check_form(held_out_ref.rows or [], "sft", "evaluation.held_out.rows")
                 held_out = await self._canonical(conn, message.tenant, held_out_ref, "evaluation.held_out")
                 _check_labels(request, held_out_ref)
         spec = _spec(request, message.tenant, training, held_out)

@@ -6,9 +6,8 @@ from typing import Protocol, TypeGuard
 from pydantic import JsonValue
 
 from openmint.errors import BadDataset
+from openmint.row_forms import JsonRow
 from openmint_trainer.rows import Row, make_row
-
-JsonRow = Mapping[str, JsonValue]
 
 
 class Tokenizer(Protocol):
@@ -47,16 +46,53 @@ def tokenise_rows(rows: Sequence[JsonRow], tokenizer: Tokenizer, max_tokens: int
     return [_tokenise(row, number, tokenizer, max_tokens) for number, row in enumerate(rows, start=1)]
 
 
+def tokenise_pairs(rows: Sequence[JsonRow], tokenizer: Tokenizer, max_tokens: int) -> list[Row]:
+    """Tokenise preferences, {prompt, chosen, rejected}, texts or lists of chat messages: two rows of each, the chosen
+    answer first, rendered as `tokenise_rows` renders them.
+
+    Raises: BadDataset naming the row (from 1) that can't be trained on.
+    """
+    if not rows:
+        raise BadDataset("the dataset has no rows", field="dataset")
+    made: list[Row] = []
+    for number, row in enumerate(rows, start=1):
+        for name in ("chosen", "rejected"):
+            made.append(_tokenise(_answered(row, name), number, tokenizer, max_tokens))
+    return made
+
+
+def _answered(row: JsonRow, name: str) -> JsonRow:
+    prompt, answer = row.get("prompt"), row.get(name)
+    if isinstance(prompt, list) and isinstance(answer, list):
+        return {"messages": [*prompt, *answer]}
+    return {"prompt": prompt, "completion": answer}
+
+
+def render_prompt(messages: Sequence[Mapping[str, JsonValue]], number: int, tokenizer: Tokenizer) -> list[int]:
+    """The tokens that a chat asks with, up to where the assistant begins. Raises: BadDataset naming the row."""
+    if tokenizer.chat_template is None:
+        raise BadDataset(f"row {number} is a chat and this base has no chat template", field="dataset")
+    try:
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # A chat template is a program of the base's maker and raises what it likes.
+        raise BadDataset(f"row {number}: the chat template refuses it: {error}", field="dataset") from error
+    return tokenizer.encode(prompt, add_special_tokens=False)
+
+
+def check_length(length: int, number: int, max_tokens: int) -> None:
+    """Raises: BadDataset naming a row (from 1) of more tokens than the job allows."""
+    if length > max_tokens:
+        raise BadDataset(
+            f"row {number} has {length} tokens, more than training.max_tokens_per_row = {max_tokens}", field="dataset"
+        )
+
+
 def _tokenise(row: JsonRow, number: int, tokenizer: Tokenizer, max_tokens: int) -> Row:
     if "messages" in row:
         prompt, learnt = _chat_tokens(row, number, tokenizer)
     else:
         prompt, learnt = _completion_tokens(row, number, tokenizer)
-    length = len(prompt) + len(learnt)
-    if length > max_tokens:
-        raise BadDataset(
-            f"row {number} has {length} tokens, more than training.max_tokens_per_row = {max_tokens}", field="dataset"
-        )
+    check_length(len(prompt) + len(learnt), number, max_tokens)
     if not learnt:
         raise BadDataset(f"row {number} has nothing to learn", field="dataset")
     if not prompt:

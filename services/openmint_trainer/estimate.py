@@ -6,7 +6,6 @@ needs no torch. Prints JSON; exits with 1 and `{"error": {code, detail, field}}`
 
 import argparse
 import json
-import random
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,9 +18,11 @@ from openmint.bases import read_base_folder
 from openmint.datasets import JsonRow, check_rows, read_json_lines
 from openmint.errors import BadDataset, BadRequest, OpenmintError
 from openmint.events import TrainRequested
+from openmint.row_forms import check_form
 from openmint_trainer.banks import RANK_CLASSES
-from openmint_trainer.data import tokenise_rows
-from openmint_trainer.packing import check_budget
+from openmint_trainer.losses import find_loss
+from openmint_trainer.packing import check_budget, check_vocabulary
+from openmint_trainer.recipes import RECIPES, read_rows
 from openmint_trainer.rows import Row
 from openmint_trainer.targets import choose_targets
 
@@ -48,6 +49,8 @@ class Estimate:
     steps: int
     epochs: float
     tokens: int
+    reference_tokens: int
+    """Tokens that the base is asked about once, without a gradient, because the loss compares with it."""
     tokens_per_s: float
     seconds: float
     adapter_parameters: int
@@ -63,46 +66,52 @@ def estimate(
     modules: ModuleTable,
     tokens_per_s: float | None = None,
 ) -> Estimate:
-    """Add up what the job's steps will process.
+    """Add up what the job's steps will process. `rows` are as the recipe reads them, two for each preference.
 
-    Raises: BadRequest for unknown targets.
+    Raises: BadRequest for unknown targets or a loss that the recipe does not take.
     """
+    recipe = RECIPES[spec.recipe]
+    loss, config = recipe.check(spec)
     targets = choose_targets(spec.adapter.targets, modules)
     shapes = [shape for path, shape in modules.items() if path.rpartition(".")[2] in targets]
     rank = spec.adapter.rank
     rank_class = next(c for c in RANK_CLASSES if c >= rank)
     dataset_tokens = sum(len(row) for row in rows)
     seen_rows = spec.training.steps * spec.training.batch_rows
-    tokens = round(dataset_tokens / len(rows) * seen_rows)
+    count = len(rows) // recipe.unit_rows
+    tokens = round(dataset_tokens / count * seen_rows)
     base_parameters = sum(out * into for out, into in modules.values())
     speed = tokens_per_s or CPU_FLOP_PER_S / (FLOP_PER_PARAMETER_AND_TOKEN * base_parameters)
-    epochs = seen_rows / len(rows)
+    epochs = seen_rows / count
+    has_reference = "reference_logprobs" in find_loss(loss).needs_with(config)
+    reference_tokens = round(dataset_tokens * min(1.0, epochs)) if has_reference else 0
     return Estimate(
-        rows=len(rows),
+        rows=count,
         tokens_in_dataset=dataset_tokens,
         trained_tokens_in_dataset=sum(row.trained_tokens for row in rows),
         longest_row=max(len(row) for row in rows),
         steps=spec.training.steps,
         epochs=round(epochs, 2),
         tokens=tokens,
+        reference_tokens=reference_tokens,
         tokens_per_s=round(speed, 1),
-        seconds=round(tokens / speed, 1),
+        seconds=round((tokens + reference_tokens / 2) / speed, 1),
         adapter_parameters=sum(rank * (out + into) for out, into in shapes),
         adapter_bytes=2 * sum(rank * (out + into) for out, into in shapes),
         slot_bytes=BYTES_PER_ADAPTER_ELEMENT * sum(rank_class * (out + into) for out, into in modules.values()),
         targets=targets,
-        warnings=tuple(_warnings(spec, rows, epochs)),
+        warnings=tuple(_warnings(spec, count, epochs)),
     )
 
 
-def _warnings(spec: TrainRequested, rows: Sequence[Row], epochs: float) -> list[str]:
+def _warnings(spec: TrainRequested, count: int, epochs: float) -> list[str]:
     found: list[str] = []
     if epochs > 10:
         found.append(f"every row is seen {epochs:.0f} times: the policy will learn the rows by heart")
     if epochs < 1:
         found.append(f"only {100 * epochs:.0f} % of the rows are seen")
-    if len(rows) < spec.training.batch_rows:
-        found.append(f"a batch of {spec.training.batch_rows} holds rows more than once: there are {len(rows)}")
+    if count < spec.training.batch_rows:
+        found.append(f"a batch of {spec.training.batch_rows} holds rows more than once: there are {count}")
     return found
 
 
@@ -114,6 +123,7 @@ def _read_rows(spec: TrainRequested, path: Path | None) -> list[JsonRow]:
     else:
         raise BadDataset("give the rows in the spec or with --data", field="dataset")
     check_rows(rows)
+    check_form(rows, spec.recipe)
     return rows
 
 
@@ -132,6 +142,7 @@ def measure_speed(base_folder: Path, rows: Sequence[Row], spec: TrainRequested) 
 
     from openmint_trainer.banks import AdapterShape
     from openmint_trainer.executor import Executor, Work
+    from openmint_trainer.references import ReferenceCache
     from openmint_trainer.resident_base import load_base, use_one_thread
     from openmint_trainer.rows import split_batch
 
@@ -139,12 +150,15 @@ def measure_speed(base_folder: Path, rows: Sequence[Row], spec: TrainRequested) 
     executor = Executor(load_base(base_folder, spec.base, "sha256:" + "0" * 64, "auto"), max_slots=1)
     targets = choose_targets(spec.adapter.targets, executor.base.modules)
     policy = executor.open(AdapterShape(spec.adapter.rank, spec.adapter.alpha, targets), spec.training.seed)
-    count = min(spec.training.batch_rows, len(rows))
-    portion = split_batch(random.Random(0).sample(list(rows), count), 512)[0]
+    recipe = RECIPES[spec.recipe](rows, spec, policy.generator)
+    portion = split_batch(recipe.next_batch(), 512, recipe.unit_rows)[0]
+    if recipe.needs_reference:
+        portion = ReferenceCache(rows, executor.reference_logprobs).complete(portion)
+    work = [Work(policy, portion, recipe.loss, recipe.config)]
     elapsed_s = 0.0
     for _ in range(2):
         started_s = time.perf_counter()
-        executor.forward_backward([Work(policy, portion)])
+        executor.forward_backward(work)
         elapsed_s = time.perf_counter() - started_s
     return portion.tokens / elapsed_s
 
@@ -163,9 +177,11 @@ def main() -> int:
         spec = _read_spec(arguments.spec)
         facts = read_base_folder(arguments.base_folder)
         tokenizer = AutoTokenizer.from_pretrained(arguments.base_folder, local_files_only=True)
-        rows = tokenise_rows(_read_rows(spec, arguments.data), tokenizer, spec.training.max_tokens_per_row)
+        rows = read_rows(spec, _read_rows(spec, arguments.data), tokenizer)
         choose_targets(spec.adapter.targets, facts.modules)
-        check_budget(rows, arguments.token_budget)
+        unit_rows = RECIPES[spec.recipe].unit_rows
+        check_budget(rows, arguments.token_budget, unit_rows)
+        check_vocabulary(rows, facts.vocab_size, unit_rows)
         speed = arguments.tokens_per_s
         if arguments.measure:
             speed = measure_speed(arguments.base_folder, rows, spec)

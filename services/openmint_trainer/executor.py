@@ -7,21 +7,22 @@ Shape legend: T packed tokens of a micro-batch (padding included), H hidden.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from openmint.errors import Diverged
+from openmint.errors import Diverged, OpenmintError
 from openmint_trainer.adam import AdamParams, Moments, adam_step
 from openmint_trainer.banks import AdapterShape, Kind, Slot, SlotBanks
 from openmint_trainer.checkpoints import Checkpoint, CheckpointMeta, SavedFile, write_checkpoint
-from openmint_trainer.logprobs import target_logprobs
-from openmint_trainer.losses import LossInputs, find_loss
+from openmint_trainer.logprobs import frozen_logprobs
+from openmint_trainer.losses import NO_CONFIG, find_loss
 from openmint_trainer.packing import padded
+from openmint_trainer.portion_inputs import make_inputs
 from openmint_trainer.resident_base import ResidentBase
-from openmint_trainer.rows import Portion
+from openmint_trainer.rows import Portion, Row, split_batch
 from openmint_trainer.segmented_linear import Segment
 
 
@@ -36,6 +37,12 @@ class TrainedPolicy:
     has_pending_gradients: bool = False
     diverged: str = ""
     """Why this policy can't go on; empty while it is well."""
+    refusal: OpenmintError | None = None
+    """What its loss refused, when that is the reason."""
+
+    def fail(self, detail: str, refusal: OpenmintError | None = None) -> None:
+        """It can't go on; its next optimizer step says why."""
+        self.diverged, self.refusal = detail, refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +52,21 @@ class Work:
     policy: TrainedPolicy
     portion: Portion
     loss: str = "cross_entropy"
+    config: Mapping[str, float] = field(default_factory=lambda: NO_CONFIG)
+    """The loss's settings; what is not here has the loss's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkResult:
-    """`loss` is the sum over positions, as the loss defines it; logprobs [N] of the trained positions, nats."""
+    """`loss` is the sum over positions, as the loss defines it, and so are the metrics.
+
+    logprobs are those of the positions that the loss looked at, nats: [N], or [N, K] with several targets.
+    """
 
     policy: TrainedPolicy
     loss: float
     logprobs: torch.Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 class Executor:
@@ -94,60 +107,87 @@ class Executor:
     def forward_backward(self, work: Sequence[Work]) -> list[WorkResult]:
         """Put the portions of any number of policies through the base once; add each gradient to its own slot.
 
-        A policy whose loss is not finite is marked diverged and adds nothing; the others are untouched by it.
+        A policy whose loss is not finite, or whose rows or config the loss refuses, is marked and adds nothing; the
+        others are untouched by it.
         """
-        base = self.base
-        rows = [row for item in work for row in item.portion.rows]
-        lengths = [len(row) for row in rows]
-        total = sum(lengths)
-        filler = padded(total) - total
-        sequence_lengths = [*lengths, filler] if filler else lengths
-        tokens_T = torch.cat([*(row.tokens for row in rows), torch.zeros(filler, dtype=torch.int64)])
-        positions_T = torch.cat([torch.arange(length) for length in sequence_lengths])
-        base.route.segments = _segments(work)
+        self.base.route.segments = _segments(work)
         try:
-            # With every parameter frozen, the embeddings are the leaf that makes autograd build a graph at all.
-            embedded_1TH = base.embeddings(tokens_T[None].to(base.device)).detach().requires_grad_()
-            hidden_TH = base.decoder(
-                inputs_embeds=embedded_1TH,
-                position_ids=positions_T[None].to(base.device),
-                sequence_lengths=sequence_lengths,
-                use_cache=False,
-            ).last_hidden_state[0]
+            hidden_TH = self._forward([row for item in work for row in item.portion.rows])
             results, losses = self._losses(work, hidden_TH)
             if losses:
                 torch.stack(losses).sum().backward()
         finally:
-            base.route.segments = ()
+            self.base.route.segments = ()
         return results
+
+    def reference_logprobs(self, rows: Sequence[Row], budget_tokens: int = 2048) -> list[torch.Tensor]:
+        """What the base without any adapter says of the rows' targets, nats, each [L] float32 on the CPU.
+
+        No weights but the resident ones are used, and nothing is kept for a gradient. Positions that no loss looks at
+        hold 0. A row's bits do not depend on the rows beside it. At most `budget_tokens` go through the base at once,
+        unless one row is longer.
+        """
+        answers: list[torch.Tensor] = []
+        with torch.no_grad():
+            for portion in split_batch(rows, budget_tokens):
+                hidden_TH = self._forward(portion.rows)
+                for row, hidden in zip(
+                    portion.rows, hidden_TH.split(_lengths(portion.rows, len(hidden_TH))), strict=False
+                ):
+                    # Each row makes its own logits: their shape then depends on nobody else.
+                    used = row.used_positions().nonzero()[:, 0]
+                    at = used.to(hidden.device)
+                    logprobs = torch.zeros(len(row), dtype=torch.float32)
+                    targets = row.targets[used].to(hidden.device)
+                    logprobs[used] = frozen_logprobs(hidden.index_select(0, at), self.base.head_VH, targets).cpu()
+                    answers.append(logprobs)
+        return answers
+
+    def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        base = self.base
+        total = sum(len(row) for row in rows)
+        sequence_lengths = _lengths(rows, padded(total))
+        filler = padded(total) - total
+        tokens_T = torch.cat([*(row.tokens for row in rows), torch.zeros(filler, dtype=torch.int64)])
+        positions_T = torch.cat([torch.arange(length) for length in sequence_lengths])
+        # With every parameter frozen, the embeddings are the leaf that makes autograd build a graph at all.
+        embedded_1TH = base.embeddings(tokens_T[None].to(base.device)).detach().requires_grad_(torch.is_grad_enabled())
+        return base.decoder(
+            inputs_embeds=embedded_1TH,
+            position_ids=positions_T[None].to(base.device),
+            sequence_lengths=sequence_lengths,
+            use_cache=False,
+        ).last_hidden_state[0]
 
     def _losses(self, work: Sequence[Work], hidden_TH: torch.Tensor) -> tuple[list[WorkResult], list[torch.Tensor]]:
         results: list[WorkResult] = []
         losses: list[torch.Tensor] = []
         per_work = hidden_TH.split([*(w.portion.tokens for w in work), hidden_TH.shape[0] - _tokens(work)])
         for item, hidden in zip(work, per_work, strict=False):
-            weights = torch.cat([row.weights for row in item.portion.rows]).to(hidden.device)
-            targets = torch.cat([row.targets for row in item.portion.rows]).to(hidden.device)
-            trained = weights.nonzero()[:, 0]
-            # Each portion makes its own logits, so that their shapes do not depend on who else is in the batch.
-            logprobs = target_logprobs(hidden.index_select(0, trained), self.base.head_VH, targets[trained])
-            output = find_loss(item.loss)(LossInputs(logprobs, weights[trained]))
+            try:
+                # Each portion makes its own logits, so that their shapes do not depend on who else is in the batch.
+                inputs = make_inputs(item.portion.rows, hidden, self.base.head_VH)
+                output = find_loss(item.loss)(inputs, item.config)
+            except OpenmintError as error:
+                item.policy.fail(error.detail, error)
+                results.append(WorkResult(item.policy, math.nan, torch.empty(0)))
+                continue
             value = float(output.loss.detach())
             if math.isfinite(value):
                 losses.append(output.loss)
                 item.policy.has_pending_gradients = True
             else:
-                item.policy.diverged = "the loss is not finite; lower optimizer.learning_rate or look at the data"
-            results.append(WorkResult(item.policy, value, logprobs.detach()))
+                item.policy.fail("the loss is not finite; lower optimizer.learning_rate or look at the data")
+            results.append(WorkResult(item.policy, value, inputs.logprobs.detach(), output.metrics))
         return results, losses
 
     def optim_step(self, policy: TrainedPolicy, params: AdamParams) -> float:
         """Update a policy by its accumulated gradient; returns that gradient's norm.
 
-        Raises: Diverged when anything of this policy is not finite. Others are not touched.
+        Raises: Diverged when anything of this policy is not finite, and what its loss refused. Others are not touched.
         """
         if policy.diverged:
-            raise Diverged(policy.diverged)
+            raise policy.refusal or Diverged(policy.diverged)
         policy.adam_step += 1
         policy.has_pending_gradients = False
         bank = self.banks.bank_of(policy.slot)
@@ -155,7 +195,7 @@ class Executor:
         try:
             return adam_step(Moments(row.masters, row.gradients, row.moment1, row.moment2), params, policy.adam_step)
         except Diverged as error:
-            policy.diverged = error.detail
+            policy.fail(error.detail)
             raise
         finally:
             bank.refresh(policy.slot)
@@ -179,6 +219,13 @@ _SAVED_KINDS: dict[str, Kind] = {"adapter": "masters", "adam_m": "moment1", "ada
 
 def _tokens(work: Sequence[Work]) -> int:
     return sum(item.portion.tokens for item in work)
+
+
+def _lengths(rows: Sequence[Row], total: int) -> list[int]:
+    """Of each row, and of the filler that brings them to `total`, if there is one."""
+    lengths = [len(row) for row in rows]
+    filler = total - sum(lengths)
+    return [*lengths, filler] if filler else lengths
 
 
 def _segments(work: Sequence[Work]) -> list[Segment]:

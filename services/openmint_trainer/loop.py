@@ -23,11 +23,12 @@ from openmint.endings import end
 from openmint.errors import BadRequest, CallerMistake, Fenced, OpenmintError, Overloaded, TryAgain
 from openmint.events import Cause, Fact, JobProgressed, TrainRequested
 from openmint_trainer.checkpoints import Checkpoint, read_checkpoint
-from openmint_trainer.data import Tokenizer, tokenise_rows
+from openmint_trainer.data import Tokenizer
 from openmint_trainer.dataset_source import read_dataset
 from openmint_trainer.held_job import HeldJob, PendingCheckpoint, checkpoint_file
 from openmint_trainer.mixed_training import MixedTraining, RunFailed, StepFinished
 from openmint_trainer.progress import Progress
+from openmint_trainer.recipes import read_rows
 from openmint_trainer.rows import Row
 from openmint_trainer.training_thread import TrainingThread
 
@@ -184,7 +185,7 @@ class TrainerLoop:
 
     async def _rows_of(self, held: HeldJob, spec: TrainRequested) -> list[Row]:
         raw = await held.persist(lambda: read_dataset(self._store, held.job.tenant, spec.dataset))
-        return await asyncio.to_thread(tokenise_rows, raw, self._tokenizer, spec.training.max_tokens_per_row)
+        return await asyncio.to_thread(read_rows, spec, raw, self._tokenizer)
 
     async def _checkpoint_of(self, held: HeldJob) -> Checkpoint | None:
         async def latest() -> checkpoints.Checkpoint | None:
@@ -230,7 +231,7 @@ class TrainerLoop:
             await self._drop(event.key)
             self._spawn(held.fail(cause_of(event.error)))
             return
-        fact = held.progress.take_step(event.step, event.tokens, event.loss)
+        fact = held.progress.take_step(event.step, event.tokens, event.loss, event.metrics)
         if fact is not None:
             self._spawn(self._publish(fact))
         training = admitted.spec.training

@@ -5,7 +5,7 @@ whatever the others are doing, so a long batch never holds up a short one.
 """
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from openmint.events import TrainRequested
 from openmint_trainer.banks import AdapterShape
 from openmint_trainer.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointMeta, SavedFile, encode_generator
 from openmint_trainer.executor import Executor, TrainedPolicy, Work
-from openmint_trainer.packing import Packer, check_budget
-from openmint_trainer.recipes import RECIPES, SupervisedFineTuning
+from openmint_trainer.packing import Packer, check_budget, check_vocabulary
+from openmint_trainer.recipes import RECIPES, FromRows
+from openmint_trainer.references import ReferenceCache
 from openmint_trainer.rows import Portion, Row, split_batch
 from openmint_trainer.targets import choose_targets
 
@@ -31,13 +32,15 @@ class Run:
     key: Hashable
     tenant: str
     policy: TrainedPolicy
-    recipe: SupervisedFineTuning
+    recipe: FromRows
+    references: ReferenceCache
     step: int = 0
     tokens: int = 0
     last_loss: float | None = None
     waiting: deque[Portion] = field(default_factory=deque)
     in_step_loss: float = 0.0
     in_step_tokens: int = 0
+    in_step_metrics: dict[str, float] = field(default_factory=dict[str, float])
     is_between_steps: bool = True
 
     @property
@@ -48,13 +51,18 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class StepFinished:
-    """A run took an optimizer step. `loss` is the mean nats per trained token."""
+    """A run took an optimizer step.
+
+    `loss` is the sum over the batch with the recipe's weights: for sft the mean nats per trained token. `metrics` is
+    what the recipe tells of the step.
+    """
 
     key: Hashable
     step: int
     loss: float
     tokens: int
     grad_norm: float
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +99,14 @@ class MixedTraining:
     ) -> Run:
         """Give a job a slot, fresh or from a checkpoint.
 
-        Raises: BadRequest for targets or rank, BadDataset for a row above the token budget, Overloaded when no slot
-            is free, BrokenCheckpoint when the checkpoint is of another training.
+        Raises: BadRequest for targets, rank or loss, BadDataset for a row above the token budget or with a token that
+            the base lacks, Overloaded when no slot is free, BrokenCheckpoint when the checkpoint is of another
+            training.
         """
-        check_budget(rows, self._packer.budget_tokens)
+        recipe_class = RECIPES[spec.recipe]
+        recipe_class.check(spec)
+        check_budget(rows, self._packer.budget_tokens, recipe_class.unit_rows)
+        check_vocabulary(rows, self._executor.base.head_VH.shape[0], recipe_class.unit_rows)
         targets = choose_targets(spec.adapter.targets, self._executor.base.modules)
         shape = AdapterShape(spec.adapter.rank, spec.adapter.alpha, targets)
         if checkpoint is None:
@@ -103,8 +115,8 @@ class MixedTraining:
             _check_same_training(checkpoint.meta, shape, self._executor)
             policy = self._executor.restore(checkpoint)
         cursor = checkpoint.meta.cursor if checkpoint else None
-        recipe = RECIPES[spec.recipe](rows, spec.training, spec.optimizer, policy.generator, cursor)
-        run = Run(key, tenant, policy, recipe)
+        recipe = recipe_class(rows, spec, policy.generator, cursor)
+        run = Run(key, tenant, policy, recipe, ReferenceCache(rows, self._executor.reference_logprobs))
         if checkpoint is not None:
             run.step, run.tokens, run.last_loss = (
                 checkpoint.meta.step,
@@ -129,12 +141,14 @@ class MixedTraining:
         chosen = self._packer.pack({key: run.waiting for key, run in self._runs.items()})
         if not chosen:
             return []
-        work = [Work(self._runs[key].policy, portion, self._runs[key].recipe.loss) for key, portion in chosen]
+        work = [self._work_of(self._runs[key], portion) for key, portion in chosen]
         results = self._executor.forward_backward(work)
         for (key, portion), result in zip(chosen, results, strict=True):
             run = self._runs[key]
             run.in_step_loss += result.loss
             run.in_step_tokens += portion.tokens
+            for name, value in result.metrics.items():
+                run.in_step_metrics[name] = run.in_step_metrics.get(name, 0.0) + value
         touched = dict.fromkeys(key for key, _ in chosen)
         return [self._end_step(self._runs[key]) for key in touched if not self._runs[key].waiting]
 
@@ -164,9 +178,14 @@ class MixedTraining:
         )
         return self._executor.save(run.policy, path, meta)
 
+    def _work_of(self, run: Run, portion: Portion) -> Work:
+        # Here and not when the step begins: what the base is asked for is then bounded by what the packer has charged.
+        completed = run.references.complete(portion) if run.recipe.needs_reference else portion
+        return Work(run.policy, completed, run.recipe.loss, run.recipe.config)
+
     def _begin_step(self, run: Run) -> None:
-        run.waiting.extend(split_batch(run.recipe.next_batch(), self._portion_tokens))
-        run.in_step_loss, run.in_step_tokens = 0.0, 0
+        run.waiting.extend(split_batch(run.recipe.next_batch(), self._portion_tokens, run.recipe.unit_rows))
+        run.in_step_loss, run.in_step_tokens, run.in_step_metrics = 0.0, 0, {}
         run.is_between_steps = False
 
     def _end_step(self, run: Run) -> StepFinished | RunFailed:
@@ -174,11 +193,12 @@ class MixedTraining:
         try:
             grad_norm = self._executor.optim_step(run.policy, run.recipe.adam(run.step + 1))
         except OpenmintError as error:
-            return RunFailed(run.key, type(error)(f"step {run.step + 1}: {error.detail}"))
+            return RunFailed(run.key, type(error)(f"step {run.step + 1}: {error.detail}", field=error.field))
         run.step += 1
         run.tokens += run.in_step_tokens
         run.last_loss = run.in_step_loss
-        return StepFinished(run.key, run.step, run.in_step_loss, run.tokens, grad_norm)
+        told = run.recipe.tell(run.in_step_metrics)
+        return StepFinished(run.key, run.step, run.in_step_loss, run.tokens, grad_norm, told)
 
 
 def _check_same_training(meta: CheckpointMeta, shape: AdapterShape, executor: Executor) -> None:

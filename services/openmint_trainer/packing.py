@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from openmint.errors import BadDataset
-from openmint_trainer.rows import Portion, Row
+from openmint_trainer.rows import Portion, Row, in_units
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -23,13 +23,28 @@ def padded(tokens: int) -> int:
     return -(-tokens // ROW_BUCKET) * ROW_BUCKET
 
 
-def check_budget(rows: Sequence[Row], budget_tokens: int) -> None:
-    """Raises: BadDataset naming the row (from 1) that no micro-batch can hold."""
-    for number, row in enumerate(rows, start=1):
-        if len(row) > budget_tokens:
+def check_budget(rows: Sequence[Row], budget_tokens: int, unit_rows: int = 1) -> None:
+    """Raises: BadDataset naming the row of the dataset (from 1) that no micro-batch can hold.
+
+    A row of the dataset became `unit_rows` neighbours here, which go through the base together.
+    """
+    for number, unit in enumerate(in_units(rows, unit_rows), start=1):
+        tokens = sum(len(row) for row in unit)
+        if tokens > budget_tokens:
             raise BadDataset(
-                f"row {number} has {len(row)} tokens, more than this trainer's {budget_tokens}", field="dataset"
+                f"row {number} has {tokens} tokens, more than this trainer's {budget_tokens}", field="dataset"
             )
+
+
+def check_vocabulary(rows: Sequence[Row], size: int, unit_rows: int = 1) -> None:
+    """Raises: BadDataset naming the row of the dataset (from 1) with a token that the base does not have."""
+    for index, row in enumerate(rows):
+        for ids in (row.tokens, row.targets):
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+                found = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+                raise BadDataset(
+                    f"row {index // unit_rows + 1} has token {found}, and the base has {size} tokens", field="dataset"
+                )
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """How far a job is, and how long it will take."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from openmint.catalog.rows import Job
 from openmint.events import JobProgressed
@@ -20,6 +20,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     _started_s: float = 0.0
     _first_step: int = 0
     _first_tokens: int = 0
@@ -31,9 +32,12 @@ class Progress:
         self._first_step, self._first_tokens = step, tokens
         self._started_s = self.now()
 
-    def take_step(self, step: int, tokens: int, loss: float) -> JobProgressed | None:
+    def take_step(
+        self, step: int, tokens: int, loss: float, metrics: Mapping[str, float] | None = None
+    ) -> JobProgressed | None:
         """Note a step; returns the fact to publish, or None when the last one is too recent."""
         self.step, self.tokens, self.loss = step, tokens, loss
+        self.metrics = metrics or {}
         if self.now() - self._published_s < PUBLISH_EVERY_S and step < self.steps:
             return None
         self._published_s = self.now()
@@ -51,6 +55,7 @@ class Progress:
             step=self.step,
             steps=self.steps,
             loss=self.loss,
+            metrics=dict(self.metrics),
             tokens=self.tokens,
             tokens_per_s=round((self.tokens - self._first_tokens) / elapsed_s, 1),
             eta_s=round(elapsed_s / done * (self.steps - self.step), 1) if done else None,

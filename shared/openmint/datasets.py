@@ -1,33 +1,25 @@
-"""Rows of data as people have them: OpenAI chat rows and prompt/completion rows, as JSON Lines.
+"""Rows of data as people have them, as JSON Lines: OpenAI chat, prompt/completion, and the other forms of `row_forms`.
 
 Here their form is checked and their canonical bytes made; what of a row is learnt is the trainer's business.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 from pydantic import JsonValue
 
-from openmint.adapters.escaping import shown
 from openmint.adapters.strict_json import NotStrict, read_strict_json
 from openmint.errors import BadDataset
-
-JsonRow = Mapping[str, JsonValue]
+from openmint.row_forms import NOT_RENDERED, JsonRow, check_messages, check_preference, check_tokens, form_of
 
 MAX_ROWS = 1_000_000
 MAX_BYTES = 1 << 30
 """Rows are held in memory while a job trains."""
 
 MAX_LINE_BYTES = 8 << 20
-MAX_MESSAGES = 4096
-
-ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-
-_NOT_RENDERED = ("tools", "functions", "function_call", "tool_calls", "audio", "refusal")
-"""Fields that change what a model would be shown, and that we would leave out in silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +64,8 @@ def rows_from_bytes(data: bytes, field: str = "dataset") -> list[Row]:
     rows: list[Row] = []
     for number, body in _parse_lines(data, field):
         where = f"line {number}"
+        if form_of(body) != "text":
+            raise BadDataset(f"{where} is a row of {form_of(body)}; rows of text are read here", field=field)
         _check_row(body, where, field)
         rows.append(_row_of(body))
     if not rows:
@@ -107,7 +101,7 @@ def read_json_lines(data: bytes, field: str = "dataset") -> list[dict[str, JsonV
 
 
 def check_rows(rows: Sequence[JsonRow], field: str = "dataset") -> None:
-    """Raises: BadDataset when there are none, too many, or one is of neither form."""
+    """Raises: BadDataset when there are none, too many, or one is of no form."""
     if not rows:
         raise BadDataset("the dataset has no rows", field=field)
     if len(rows) > MAX_ROWS:
@@ -147,14 +141,24 @@ def _parse_lines(data: bytes, field: str) -> Iterator[tuple[int, dict[str, JsonV
 
 
 def _check_row(row: JsonRow, where: str, field: str) -> None:
-    for name in _NOT_RENDERED:
+    for name in NOT_RENDERED:
         if row.get(name):
             raise BadDataset(f"{where}: {name} is not supported", field=field)
+    match form_of(row):
+        case "preference":
+            check_preference(row, where, field)
+        case "tokens":
+            check_tokens(row, where, field)
+        case "text":
+            _check_text(row, where, field)
+
+
+def _check_text(row: JsonRow, where: str, field: str) -> None:
     if "messages" in row:
         for name in ("prompt", "completion"):
             if name in row:
                 raise BadDataset(f"{where} has both messages and {name}", field=field)
-        _check_messages(row["messages"], where, field)
+        _check_chat(row["messages"], where, field)
         return
     for name in ("prompt", "completion"):
         if name not in row:
@@ -165,30 +169,13 @@ def _check_row(row: JsonRow, where: str, field: str) -> None:
         raise BadDataset(f"{where} has an empty completion", field=field)
 
 
-def _check_messages(messages: JsonValue, where: str, field: str) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise BadDataset(f"{where}: messages is not a list with at least one message", field=field)
-    if len(messages) > MAX_MESSAGES:
-        raise BadDataset(f"{where} has {len(messages)} messages; the limit is {MAX_MESSAGES}", field=field)
-    for number, message in enumerate(messages):
-        place = f"{where}: messages[{number}]"
-        if not isinstance(message, dict):
-            raise BadDataset(f"{place} is not an object", field=field)
-        role = message.get("role")
-        if not isinstance(role, str) or role not in ROLES:
-            raise BadDataset(f"{place}.role is {_value(role)}, none of {', '.join(sorted(ROLES))}", field=field)
-        if not isinstance(message.get("content"), str):
-            raise BadDataset(f"{place}.content is not a text", field=field)
-        for name in _NOT_RENDERED:
-            if message.get(name):
-                raise BadDataset(f"{place}.{name} is not supported", field=field)
-    last = messages[-1]
-    if not isinstance(last, dict) or last.get("role") != "assistant":
+def _check_chat(messages: JsonValue, where: str, field: str) -> None:
+    check_messages(messages, f"{where}: messages", field)
+    chat = cast("list[dict[str, JsonValue]]", messages)
+    if chat[-1]["role"] != "assistant":
         raise BadDataset(f"{where} does not end with an assistant message", field=field)
-    if not last["content"]:
-        raise BadDataset(
-            f"{where}: messages[{len(messages) - 1}].content is empty: there is nothing to learn", field=field
-        )
+    if not chat[-1]["content"]:
+        raise BadDataset(f"{where}: messages[{len(chat) - 1}].content is empty: there is nothing to learn", field=field)
 
 
 def _row_of(row: JsonRow) -> Row:
@@ -197,10 +184,6 @@ def _row_of(row: JsonRow) -> Row:
         return Row(completion=str(row["completion"]), prompt=str(row["prompt"]))
     chat = [Message(str(m["role"]), str(m["content"])) for m in cast("list[dict[str, JsonValue]]", messages)]
     return Row(completion=chat[-1].content, prompt_messages=tuple(chat[:-1]))
-
-
-def _value(value: JsonValue) -> str:
-    return shown(value, 40) if isinstance(value, str) else json.dumps(value)[:40]
 
 
 def _line(row: JsonRow, number: int, field: str) -> bytes:

@@ -1,6 +1,6 @@
 """The request to train a policy, and the facts of a job's life."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 from pydantic import Field, JsonValue, model_validator
@@ -19,7 +19,10 @@ class DatasetRef(StrictModel):
 
     rows: list[dict[str, JsonValue]] | None = Field(
         default=None,
-        description="OpenAI chat rows {messages: [...]} or {prompt, completion} rows, at most 256 KiB as JSON",
+        description="At most 256 KiB as JSON. For recipe sft OpenAI chat rows {messages: [...]} or {prompt, "
+        "completion} rows; dpo {prompt, chosen, rejected}, texts or lists of chat messages; distillation {prompt or "
+        "prompt_tokens, completion_tokens, teacher_tokens, teacher_logprobs}; weights {prompt or prompt_tokens, "
+        "completion_tokens, weights}",
     )
     digest: Digest | None = Field(default=None, description="A dataset that this tenant has put before")
 
@@ -57,13 +60,22 @@ class TrainingSpec(StrictModel):
     """How long and in what portions to train."""
 
     steps: int = Field(default=60, ge=1, le=1_000_000, description="Optimizer steps")
-    batch_rows: int = Field(default=8, ge=1, le=4096, description="Rows per optimizer step")
+    batch_rows: int = Field(default=8, ge=1, le=4096, description="Rows per optimizer step; a preference is one row")
     max_tokens_per_row: int = Field(default=512, ge=8, le=131072, description="Longer rows are refused at intake")
     checkpoint_every_steps: int = Field(default=50, ge=1)
     revision_at_steps: list[int] = Field(
         default_factory=list, description="Also make a revision at these steps; the last step always makes one"
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class LossSpec(StrictModel):
+    """A loss other than the recipe's usual one, or settings other than the loss's defaults."""
+
+    name: str | None = Field(default=None, max_length=80, description="null: the recipe's own loss")
+    config: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=dict, max_length=16, description="The loss's settings by name, such as beta of dpo"
+    )
 
 
 class EvaluationSpec(StrictModel):
@@ -108,11 +120,17 @@ class TrainRequested(Command):
 
     policy: Name
     base: Name
-    recipe: Literal["sft"] = "sft"
+    recipe: Literal["sft", "dpo", "distillation", "weights"] = Field(
+        default="sft",
+        description="sft: learn the completions; dpo: prefer chosen to rejected answers, measured from the base; "
+        "distillation: learn a teacher's likeliest tokens; weights: cross entropy with a weight per token, which may "
+        "be negative",
+    )
     dataset: DatasetRef
     adapter: AdapterSpec = AdapterSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     training: TrainingSpec = TrainingSpec()
+    loss: LossSpec | None = Field(default=None, description="null: the recipe's own loss with its defaults")
     evaluation: EvaluationSpec = EvaluationSpec()
     promotion: PromotionSpec = PromotionSpec()
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
@@ -184,6 +202,9 @@ class JobProgressed(JobFact):
     tokens: int = Field(default=0, description="Trained tokens so far")
     tokens_per_s: float = 0.0
     eta_s: float | None = None
+    metrics: dict[str, float] = Field(
+        default_factory=dict, description="What else the recipe tells of the last step, such as accuracy of dpo"
+    )
 
 
 class CheckpointSaved(Fact):

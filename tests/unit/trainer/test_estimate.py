@@ -35,6 +35,40 @@ def test_tokens_and_seconds_follow_from_steps_and_rows(make_row: Callable[..., R
     assert result.slot_bytes == 18 * 8 * (96 + 96)
 
 
+def test_a_preference_counts_as_one_row_and_the_base_is_asked_about_it_once(make_row: Callable[..., Row]) -> None:
+    pairs = [make_row(10 + i, seed=i) for i in range(8)]
+    spec = TrainRequested.model_validate(
+        {
+            "policy": "p",
+            "base": "b",
+            "recipe": "dpo",
+            "dataset": {"digest": "sha256:" + "0" * 64},
+            "training": {"steps": 6, "batch_rows": 2},
+        }
+    )
+    result = estimate(spec, pairs, MODULES, tokens_per_s=100.0)
+    assert (result.rows, result.tokens_in_dataset, result.epochs) == (4, 108, 3.0)
+    assert (result.tokens, result.reference_tokens) == (324, 108)
+    assert result.seconds == pytest.approx(3.24 + 0.54, abs=0.05)
+    once = estimate(
+        spec.model_copy(update={"training": spec.training.model_copy(update={"steps": 1})}), pairs, MODULES, 100.0
+    )
+    assert once.reference_tokens == 54
+
+
+def test_a_loss_that_the_recipe_does_not_take_is_refused_by_the_dry_run(make_row: Callable[..., Row]) -> None:
+    spec = TrainRequested.model_validate(
+        {
+            "policy": "p",
+            "base": "b",
+            "loss": {"name": "ppo"},
+            "dataset": {"digest": "sha256:" + "0" * 64},
+        }
+    )
+    with pytest.raises(BadRequest, match="recipe sft does not take loss ppo; it takes cross_entropy"):
+        estimate(spec, [make_row(10, seed=0)], MODULES)
+
+
 def test_only_the_targets_count_and_unknown_ones_are_named(make_row: Callable[..., Row]) -> None:
     assert estimated([make_row(10, seed=0)], targets=["q_proj"]).adapter_parameters == 4 * 96
     with pytest.raises(BadRequest, match="'w1' is not a linear"):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from openmint.events import OptimizerSpec, TrainingSpec
+from openmint.events import DatasetRef, OptimizerSpec, TrainingSpec, TrainRequested
 from openmint_trainer.recipes import SupervisedFineTuning
 from openmint_trainer.rows import Row
 
@@ -13,8 +13,14 @@ MakeRow = Callable[..., Row]
 
 
 def recipe(rows: list[Row], seed: int = 0, optimizer: OptimizerSpec | None = None, **training: int):
-    generator = torch.Generator().manual_seed(seed)
-    return SupervisedFineTuning(rows, TrainingSpec.model_validate(training), optimizer or OptimizerSpec(), generator)
+    spec = TrainRequested(
+        policy="p",
+        base="tiny",
+        dataset=DatasetRef(digest="sha256:" + "0" * 64),
+        training=TrainingSpec.model_validate(training),
+        optimizer=optimizer or OptimizerSpec(),
+    )
+    return SupervisedFineTuning(rows, spec, torch.Generator().manual_seed(seed))
 
 
 def test_every_row_is_seen_once_in_an_epoch_and_epochs_differ(make_row: MakeRow) -> None:
