@@ -8,22 +8,23 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
+from openmint.adapters.expert_layout import Shape3
 from openmint.bases import read_base_folder
 from openmint.datasets import JsonRow, check_rows, read_json_lines
 from openmint.errors import BadDataset, BadRequest, OpenmintError
 from openmint.events import TrainRequested
+from openmint.training_targets import choose_targets, last_part, trained_paths
 from openmint_trainer.banks import RANK_CLASSES
 from openmint_trainer.data import tokenise_rows
 from openmint_trainer.packing import check_budget
 from openmint_trainer.rows import Row
-from openmint_trainer.targets import choose_targets
 
 ModuleTable = dict[str, tuple[int, int]]
 
@@ -62,13 +63,19 @@ def estimate(
     rows: Sequence[Row],
     modules: ModuleTable,
     tokens_per_s: float | None = None,
+    experts: Mapping[str, Shape3] | None = None,
 ) -> Estimate:
     """Add up what the job's steps will process.
 
     Raises: BadRequest for unknown targets.
     """
-    targets = choose_targets(spec.adapter.targets, modules)
-    shapes = [shape for path, shape in modules.items() if path.rpartition(".")[2] in targets]
+    fused = experts or {}
+    paths = trained_paths(modules, fused)
+    targets = choose_targets(spec.adapter.targets, paths)
+    # An adapter's elements for each rank, by path.
+    widths = {path: count * (out + into) for path, (count, out, into) in fused.items()}
+    widths |= {path: sum(modules[path]) for path in paths if path in modules}
+    chosen = sum(width for path, width in widths.items() if last_part(path) in targets)
     rank = spec.adapter.rank
     rank_class = next(c for c in RANK_CLASSES if c >= rank)
     dataset_tokens = sum(len(row) for row in rows)
@@ -87,9 +94,9 @@ def estimate(
         tokens=tokens,
         tokens_per_s=round(speed, 1),
         seconds=round(tokens / speed, 1),
-        adapter_parameters=sum(rank * (out + into) for out, into in shapes),
-        adapter_bytes=2 * sum(rank * (out + into) for out, into in shapes),
-        slot_bytes=BYTES_PER_ADAPTER_ELEMENT * sum(rank_class * (out + into) for out, into in modules.values()),
+        adapter_parameters=rank * chosen,
+        adapter_bytes=2 * rank * chosen,
+        slot_bytes=BYTES_PER_ADAPTER_ELEMENT * rank_class * sum(widths.values()),
         targets=targets,
         warnings=tuple(_warnings(spec, rows, epochs)),
     )
@@ -164,12 +171,12 @@ def main() -> int:
         facts = read_base_folder(arguments.base_folder)
         tokenizer = AutoTokenizer.from_pretrained(arguments.base_folder, local_files_only=True)
         rows = tokenise_rows(_read_rows(spec, arguments.data), tokenizer, spec.training.max_tokens_per_row)
-        choose_targets(spec.adapter.targets, facts.modules)
+        choose_targets(spec.adapter.targets, trained_paths(facts.modules, facts.experts))
         check_budget(rows, arguments.token_budget)
         speed = arguments.tokens_per_s
         if arguments.measure:
             speed = measure_speed(arguments.base_folder, rows, spec)
-        result = estimate(spec, rows, dict(facts.modules), speed)
+        result = estimate(spec, rows, dict(facts.modules), speed, facts.experts)
     except OpenmintError as error:
         print(json.dumps({"error": {"code": error.code, "detail": error.detail, "field": error.field}}))
         return 1

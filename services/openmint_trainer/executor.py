@@ -3,7 +3,7 @@
 Sampling is not here: rollouts go through engines. Nothing here knows jobs, the bus or the catalogue, and everything
 is called from one thread.
 
-Shape legend: T packed tokens of a micro-batch (padding included), H hidden.
+Shape legend: T packed tokens of a micro-batch, H hidden.
 """
 
 import math
@@ -19,7 +19,6 @@ from openmint_trainer.banks import AdapterShape, Kind, Slot, SlotBanks
 from openmint_trainer.checkpoints import Checkpoint, CheckpointMeta, SavedFile, write_checkpoint
 from openmint_trainer.logprobs import target_logprobs
 from openmint_trainer.losses import LossInputs, find_loss
-from openmint_trainer.packing import padded
 from openmint_trainer.resident_base import ResidentBase
 from openmint_trainer.rows import Portion
 from openmint_trainer.segmented_linear import Segment
@@ -96,36 +95,18 @@ class Executor:
 
         A policy whose loss is not finite is marked diverged and adds nothing; the others are untouched by it.
         """
-        base = self.base
-        rows = [row for item in work for row in item.portion.rows]
-        lengths = [len(row) for row in rows]
-        total = sum(lengths)
-        filler = padded(total) - total
-        sequence_lengths = [*lengths, filler] if filler else lengths
-        tokens_T = torch.cat([*(row.tokens for row in rows), torch.zeros(filler, dtype=torch.int64)])
-        positions_T = torch.cat([torch.arange(length) for length in sequence_lengths])
-        base.route.segments = _segments(work)
-        try:
-            # With every parameter frozen, the embeddings are the leaf that makes autograd build a graph at all.
-            embedded_1TH = base.embeddings(tokens_T[None].to(base.device)).detach().requires_grad_()
-            hidden_TH = base.decoder(
-                inputs_embeds=embedded_1TH,
-                position_ids=positions_T[None].to(base.device),
-                sequence_lengths=sequence_lengths,
-                use_cache=False,
-            ).last_hidden_state[0]
-            results, losses = self._losses(work, hidden_TH)
-            if losses:
-                torch.stack(losses).sum().backward()
-        finally:
-            base.route.segments = ()
+        rows = [row.tokens for item in work for row in item.portion.rows]
+        hidden_TH = self.base.hidden_states(rows, _segments(work))
+        results, losses = self._losses(work, hidden_TH)
+        if losses:
+            torch.stack(losses).sum().backward()
         return results
 
     def _losses(self, work: Sequence[Work], hidden_TH: torch.Tensor) -> tuple[list[WorkResult], list[torch.Tensor]]:
         results: list[WorkResult] = []
         losses: list[torch.Tensor] = []
-        per_work = hidden_TH.split([*(w.portion.tokens for w in work), hidden_TH.shape[0] - _tokens(work)])
-        for item, hidden in zip(work, per_work, strict=False):
+        per_work = hidden_TH.split([item.portion.tokens for item in work])
+        for item, hidden in zip(work, per_work, strict=True):
             weights = torch.cat([row.weights for row in item.portion.rows]).to(hidden.device)
             targets = torch.cat([row.targets for row in item.portion.rows]).to(hidden.device)
             trained = weights.nonzero()[:, 0]
@@ -175,10 +156,6 @@ class Executor:
 
 
 _SAVED_KINDS: dict[str, Kind] = {"adapter": "masters", "adam_m": "moment1", "adam_v": "moment2", "grad": "gradients"}
-
-
-def _tokens(work: Sequence[Work]) -> int:
-    return sum(item.portion.tokens for item in work)
 
 
 def _segments(work: Sequence[Work]) -> list[Segment]:
