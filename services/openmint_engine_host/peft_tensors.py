@@ -34,11 +34,34 @@ class PeftTensors:
                 continue
             module, _, kind = name.removeprefix(TENSOR_PREFIX).removesuffix(".weight").rpartition(".lora_")
             self._entries[module, kind] = entry
-        self._modules = frozenset(module for module, _ in self._entries)
+        # The checks have seen to it that a file has one dtype.
+        self._dtype = SAFETENSORS_DTYPES[next(iter(self._entries.values()))["dtype"]]
+        self._views: dict[tuple[str, str], NDArray[Any]] = {}
 
     def modules(self) -> frozenset[str]:
         """The base's module paths that have a pair."""
-        return self._modules
+        return frozenset(module for module, _ in (*self._entries, *self._views))
+
+    def part_experts(self, known: Mapping[str, tuple[int, int]], rank: int) -> None:
+        """Offer an adapter on fused expert weights as pairs of each expert's own gate, up and down projection.
+
+        `known` are the engine's modules (out, in). A has the expert slowest, B has it fastest, and the fused gate_up
+        has the gate's outputs first; the gate and the up projection share its A.
+        """
+        for module in sorted({module for module, _ in self._entries if _layer_of(module)}):
+            layer = _layer_of(module)
+            a, b = self._array(module, "A"), self._array(module, "B")
+            count = a.shape[0] // rank
+            if (a.shape[0], b.shape[1]) != (count * rank, rank * count):
+                raise BadLayout(f"{module} has {a.shape[0]} rows of A and {b.shape[1]} columns of B at rank {rank}")
+            is_down = known.get(f"{layer}.0.down_proj") == (b.shape[0], a.shape[1])
+            half = b.shape[0] // 2
+            rows = {"down_proj": slice(None)} if is_down else {"gate_proj": slice(half), "up_proj": slice(half, None)}
+            for expert in range(count):
+                for name, outputs in rows.items():
+                    self._views[f"{layer}.{expert}.{name}", "A"] = a[expert * rank : (expert + 1) * rank]
+                    self._views[f"{layer}.{expert}.{name}", "B"] = b[outputs, expert::count]
+            del self._entries[module, "A"], self._entries[module, "B"]
 
     def read(self, modules: Sequence[str], kind: str, dtype: str, shape: tuple[int, int]) -> NDArray[Any]:
         """A (`kind` "A") or B of some modules, one below the other, in the storage of `dtype`.
@@ -46,20 +69,30 @@ class PeftTensors:
         Raises: BadLayout when one of them has none, or one of another shape than `shape`.
         """
         arrays: list[NDArray[Any]] = []
-        found = dtype
         for module in modules:
             try:
-                entry = self._entries[module, kind]
+                array = self._array(module, kind)
             except KeyError:
                 raise BadLayout(f"{module} has no lora_{kind}") from None
-            if tuple(entry["shape"]) != shape:
-                raise BadLayout(f"lora_{kind} of {module} is of shape {entry['shape']}; the engine needs {shape}")
-            start, end = entry["data_offsets"]
-            arrays.append(self._data[start:end])
-            found = SAFETENSORS_DTYPES[entry["dtype"]]
-        # The checks have seen to it that a file has one dtype.
-        stored = np.concatenate(arrays).view(STORAGE[found]).reshape(len(arrays) * shape[0], shape[1])
-        return stored if found == dtype else encode(decode(stored, found), dtype)
+            if array.shape != shape:
+                raise BadLayout(f"lora_{kind} of {module} is of shape {list(array.shape)}; the engine needs {shape}")
+            arrays.append(array)
+        stored = np.concatenate(arrays) if arrays else np.zeros((0, shape[1]), STORAGE[self._dtype])
+        return stored if self._dtype == dtype else encode(decode(stored, self._dtype), dtype)
+
+    def _array(self, module: str, kind: str) -> NDArray[Any]:
+        view = self._views.get((module, kind))
+        if view is not None:
+            return view
+        entry = self._entries[module, kind]
+        start, end = entry["data_offsets"]
+        return self._data[start:end].view(STORAGE[self._dtype]).reshape(entry["shape"])
+
+
+def _layer_of(module: str) -> str:
+    """The experts that a module of fused expert weights is the wrapper of; empty when it is none."""
+    layer = module.removesuffix(".base_layer")
+    return layer if layer.endswith(".experts") else ""
 
 
 def decode(array: NDArray[Any], dtype: str) -> NDArray[np.float32]:
