@@ -9,8 +9,8 @@ from load.clients.records import Call, Outcome, Target
 from load.stack.policies import Policy
 
 PROMPT = "Round {round}, question {number}: the capital of France is"
-"""About 16 tokens; the numbers differ, so that no prefix is found in a cache. A digit is a token: raced rounds must have
-as many."""
+"""About 16 tokens; the numbers differ, so that no prefix is found in a cache. A digit is a token: raced rounds must
+have as many."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,6 +165,7 @@ def pack(peft_file: Path, table: ModuleTable, digest: str, rank: int, alpha: flo
     """
     tensors = PeftTensors(peft_file)
     known = table.sources()
+    tensors.part_experts(known, rank)
     strangers = sorted(tensors.modules() - set(known))
     if strangers:
         raise BadLayout(f"this engine serves no LoRA on {strangers[0]} ({len(strangers)} such modules)")

@@ -38,11 +38,36 @@ class PeftTensors:
                 continue
             module, _, kind = name.removeprefix(TENSOR_PREFIX).removesuffix(".weight").rpartition(".lora_")
             self._entries[module, kind] = entry
+        # The checks have seen to it that a file has one dtype.
+        self._dtype = SAFETENSORS_DTYPES[next(iter(self._entries.values()))["dtype"]]
+        self._views: dict[tuple[str, str], NDArray[Any]] = {}
         self._modules = frozenset(module for module, _ in self._entries)
 
     def modules(self) -> frozenset[str]:
         """The base's module paths that have a pair."""
         return self._modules
+
+    def part_experts(self, known: Mapping[str, tuple[int, int]], rank: int) -> None:
+        """Offer an adapter on fused expert weights as pairs of each expert's own gate, up and down projection.
+
+        `known` are the engine's modules (out, in). A has the expert slowest, B has it fastest, and the fused gate_up
+        has the gate's outputs first; the gate and the up projection share its A.
+        """
+        for module in sorted({module for module, _ in self._entries if _layer_of(module)}):
+            layer = _layer_of(module)
+            a, b = self._array(module, "A"), self._array(module, "B")
+            count = a.shape[0] // rank
+            if (a.shape[0], b.shape[1]) != (count * rank, rank * count):
+                raise BadLayout(f"{module} has {a.shape[0]} rows of A and {b.shape[1]} columns of B at rank {rank}")
+            is_down = known.get(f"{layer}.0.down_proj") == (b.shape[0], a.shape[1])
+            half = b.shape[0] // 2
+            rows = {"down_proj": slice(None)} if is_down else {"gate_proj": slice(half), "up_proj": slice(half, None)}
+            for expert in range(count):
+                for name, outputs in rows.items():
+                    self._views[f"{layer}.{expert}.{name}", "A"] = a[expert * rank : (expert + 1) * rank]
+                    self._views[f"{layer}.{expert}.{name}", "B"] = b[outputs, expert::count]
+            del self._entries[module, "A"], self._entries[module, "B"]
+        self._modules = frozenset(module for module, _ in (*self._entries, *self._views))
 
     def read(self, modules: Sequence[str], kind: str, shape: tuple[int, int]) -> tuple[NDArray[Any], str]:
         """A (`kind` "A") or B of some modules, one below the other, in the file's own dtype, and its name.
@@ -51,23 +76,32 @@ class PeftTensors:
             adapter has (NaN, infinite, or above MAX_ABS).
         """
         arrays: list[NDArray[Any]] = []
-        found = ""
         for module in modules:
             try:
-                entry = self._entries[module, kind]
+                array = self._array(module, kind)
             except KeyError:
                 raise BadLayout(f"{module} has no lora_{kind}") from None
-            if tuple(entry["shape"]) != shape:
-                raise BadLayout(f"lora_{kind} of {module} is of shape {entry['shape']}; the engine needs {shape}")
-            start, end = entry["data_offsets"]
-            arrays.append(self._data[start:end])
-            found = SAFETENSORS_DTYPES[entry["dtype"]]
-        # The checks have seen to it that a file has one dtype, and that its tensors have the bytes of their shapes.
-        joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        stored = joined.view(STORAGE[found]).reshape(len(arrays) * shape[0], shape[1])
-        if _largest(stored, found) > _largest(_BOUNDS[found], found):
+            if array.shape != shape:
+                raise BadLayout(f"lora_{kind} of {module} is of shape {list(array.shape)}; the engine needs {shape}")
+            arrays.append(array)
+        stored = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if _largest(stored, self._dtype) > _largest(_BOUNDS[self._dtype], self._dtype):
             raise BadLayout(f"lora_{kind} of {modules[0]} has values that are not finite or above {MAX_ABS:g}")
-        return stored, found
+        return stored, self._dtype
+
+    def _array(self, module: str, kind: str) -> NDArray[Any]:
+        view = self._views.get((module, kind))
+        if view is not None:
+            return view
+        entry = self._entries[module, kind]
+        start, end = entry["data_offsets"]
+        return self._data[start:end].view(STORAGE[self._dtype]).reshape(entry["shape"])
+
+
+def _layer_of(module: str) -> str:
+    """The experts that a module of fused expert weights is the wrapper of; empty when it is none."""
+    layer = module.removesuffix(".base_layer")
+    return layer if layer.endswith(".experts") else ""
 
 
 def convert(array: NDArray[Any], found: str, wanted: str) -> NDArray[Any]:

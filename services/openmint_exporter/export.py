@@ -7,6 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
+from openmint.adapters.expert_layout import parameter_name
 from openmint.adapters.facts import (
     MANIFEST_FILE,
     SIGNATURE_FILE,
@@ -91,7 +92,15 @@ def _write_from_checkpoint(checkpoint: Path, base: BaseFacts, dtype: str, folder
                 f"the checkpoint is of base {meta.base} {meta.base_digest}, not of {base.name} {base.digest}",
                 field="base_digest",
             )
-        settings = LoraSettings(base.name, meta.rank, meta.alpha, tuple(meta.targets))
+        linears = {module for (module, _), entry in entries.items() if len(entry.shape) == 2}
+        parameters = {module for (module, _), entry in entries.items() if len(entry.shape) == 3}
+        settings = LoraSettings(
+            base.name,
+            meta.rank,
+            meta.alpha,
+            tuple(target for target in meta.targets if target in {module.rpartition(".")[2] for module in linears}),
+            tuple(sorted({parameter_name(path) for path in parameters})),
+        )
         write_peft_folder(folder, LoraTensors(descriptor, entries), settings, dtype)
 
 
@@ -99,7 +108,7 @@ def _write_from_peft(source: Path, facts: AdapterFacts, folder: Path) -> None:
     with opened(source / WEIGHTS_FILE) as descriptor:
         header = read_header_of(descriptor, WEIGHTS_FILE)
         entries = {_module_and_half(tensor.name): tensor for tensor in header.tensors}
-        settings = LoraSettings(facts.base, facts.rank, facts.alpha, facts.targets)
+        settings = LoraSettings(facts.base, facts.rank, facts.alpha, facts.targets, facts.parameters)
         write_peft_folder(folder, LoraTensors(descriptor, entries), settings, facts.dtype)
 
 

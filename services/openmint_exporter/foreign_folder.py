@@ -15,7 +15,9 @@ CHUNK_BYTES = 4 << 20
 
 def copy_foreign_folder(source: Path, target: Path, base: BaseFacts, limits: AdapterLimits) -> None:
     """Copy configuration and weights; anything else in the folder is refused. Raises: BadAdapter naming the file."""
-    elements = sum(out_size + in_size for out_size, in_size in base.modules.values()) * limits.max_rank
+    rows = sum(out_size + in_size for out_size, in_size in base.modules.values())
+    rows += sum(count * (out_size + in_size) for count, out_size, in_size in base.experts.values())
+    elements = rows * limits.max_rank
     max_bytes = {
         CONFIG_FILE: limits.max_config_bytes,
         WEIGHTS_FILE: 8 + limits.max_header_bytes + elements * max(DTYPE_BYTES.values()),

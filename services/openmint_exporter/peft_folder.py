@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openmint.adapters.expert_layout import lora_shape, wrapper_modules
 from openmint.adapters.facts import CONFIG_FILE, DTYPE_BYTES, SAFETENSORS_DTYPES, TENSOR_PREFIX, WEIGHTS_FILE
 from openmint.adapters.safetensors_header import TensorEntry
 from openmint.errors import BadAdapter
@@ -25,7 +26,10 @@ _HEADER_ALIGNMENT = 8
 
 @dataclass(frozen=True, slots=True)
 class LoraTensors:
-    """Tensors of one adapter in an open file: (module, `lora_A` or `lora_B`) -> where it lies."""
+    """Tensors of one adapter in an open file: (module, `lora_A` or `lora_B`) -> where it lies.
+
+    Those of fused expert weights have three dimensions, A [E, rank, in] and B [E, out, rank], and the parameter's path.
+    """
 
     descriptor: int
     entries: Mapping[tuple[str, str], TensorEntry]
@@ -39,6 +43,10 @@ class LoraSettings:
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    """Last parts of the linears' paths."""
+
+    parameters: tuple[str, ...] = ()
+    """Fused expert weights, as `target_parameters` names them."""
 
 
 @contextmanager
@@ -57,13 +65,20 @@ def write_peft_folder(folder: Path, tensors: LoraTensors, settings: LoraSettings
     Raises: BadAdapter naming the tensor that has a value which is not finite: rounding must not hide it.
     """
     (folder / CONFIG_FILE).write_bytes(config_bytes(settings))
-    entries = sorted((tensor_name(module, half), entry) for (module, half), entry in tensors.entries.items())
+    fused = {module for (module, _), entry in tensors.entries.items() if len(entry.shape) == 3}
+    wrappers = wrapper_modules(fused)
+    entries = sorted(
+        (tensor_name(wrappers.get(module, module), half), half, entry)
+        for (module, half), entry in tensors.entries.items()
+    )
     with (folder / WEIGHTS_FILE).open("xb") as file:
-        file.write(_header([(name, entry.shape) for name, entry in entries], dtype))
-        for name, entry in entries:
+        file.write(_header([(name, _peft_shape(half, entry.shape)) for name, half, entry in entries], dtype))
+        for name, half, entry in entries:
             values = read_tensor(tensors.descriptor, entry)
             if not np.isfinite(values).all():
                 raise BadAdapter(f"tensor {name!r} of the checkpoint has values that are NaN or infinite", field=name)
+            if len(entry.shape) == 3 and half == "lora_B":
+                values = values.transpose(1, 2, 0)  # PEFT has the expert fastest in B, and slowest in A
             file.write(_encoded(values, dtype))
         file.flush()
         os.fsync(file.fileno())
@@ -81,7 +96,18 @@ def config_bytes(settings: LoraSettings) -> bytes:
         "target_modules": sorted(settings.targets),
         "task_type": "CAUSAL_LM",
     }
+    if settings.parameters:
+        body["target_parameters"] = sorted(settings.parameters)
     return (json.dumps(body, sort_keys=True, indent=2) + "\n").encode()
+
+
+def _peft_shape(half: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if len(shape) != 3:
+        return shape
+    experts, first, second = shape
+    if half == "lora_A":
+        return lora_shape(half, (experts, 0, second), first)
+    return lora_shape(half, (experts, first, 0), second)
 
 
 def tensor_name(module: str, half: str) -> str:

@@ -11,6 +11,7 @@ from uuid import NAMESPACE_URL, uuid5
 import orjson
 
 from openmint.adapters.store import Store
+from openmint.bases import BaseFacts
 from openmint.catalog import Catalog, Connection, bases, datasets, jobs, outbox_rows, quotas
 from openmint.catalog.rows import Base, Job, JsonObject
 from openmint.datasets import CanonicalDataset, canonical_dataset, completion_of
@@ -19,6 +20,7 @@ from openmint.events import Cause, DatasetRef, JobRefused, TrainRequested
 from openmint.events.training import MAX_INLINE_BYTES
 from openmint.identifiers import check_alias
 from openmint.row_forms import check_form
+from openmint.training_targets import choose_targets, trained_paths
 from openmint_gateway.dataset_store import put_dataset
 
 SERVICE = "gateway"
@@ -120,18 +122,8 @@ class Intake:
                 f"rank {request.adapter.rank} is above {self._limits.max_rank}, the most that engines here can load",
                 field="adapter.rank",
             )
-        allowed = sorted({path.rpartition(".")[2] for path in base.modules})
-        targets = request.adapter.targets
-        if targets is None:
-            return
-        if not targets:
-            raise BadRequest("targets is empty; leave it out to adapt every linear", field="adapter.targets")
-        for target in targets:
-            if target not in allowed:
-                raise BadRequest(
-                    f"target {target[:80]!r} is not a linear of base {base.name}; allowed are {', '.join(allowed)}",
-                    field="adapter.targets",
-                )
+        facts = BaseFacts.registered(base.name, base.digest, base.modules, base.config)
+        choose_targets(request.adapter.targets, trained_paths(facts.modules, facts.experts))
 
     async def _canonical(self, conn: Connection, tenant: str, ref: DatasetRef, field: str) -> str:
         """The digest of the rows, which are in the store from here on."""

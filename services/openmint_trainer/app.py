@@ -66,7 +66,13 @@ async def serve(settings: TrainerSettings) -> None:
             raise Conflict(f"{settings.base_folder} is {facts.digest}, but base {facts.name} is {registered.digest}")
         device = settings.trainer_device
         base = await asyncio.to_thread(
-            load_base, settings.base_folder, facts.name, facts.digest, settings.trainer_dtype, device
+            load_base,
+            settings.base_folder,
+            facts.name,
+            facts.digest,
+            settings.trainer_dtype,
+            device,
+            settings.trainer_recompute,
         )
         tokenizer = AutoTokenizer.from_pretrained(settings.base_folder, local_files_only=True)
         executor = Executor(base, settings.trainer_slots, settings.trainer_bank_bytes)

@@ -27,10 +27,16 @@ Kind = Literal["masters", "gradients", "moment1", "moment2"]
 
 @dataclass(frozen=True, slots=True)
 class ModuleShape:
-    """The shape of an adapted linear's weight."""
+    """The shape of an adapted weight: a linear's, or with `experts` above 0 of as many experts in one parameter."""
 
     out_features: int
     in_features: int
+    experts: int = 0
+
+    @property
+    def copies(self) -> int:
+        """How many pairs of A and B sit on it."""
+        return self.experts or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class AdapterShape:
 
 @dataclass(frozen=True, slots=True)
 class AdapterViews:
-    """One module's matrices in a slot, without the padding of the rank class.
+    """One pair's matrices in a slot, without the padding of the rank class.
 
     a and grad_a are [rank, in], b and grad_b [out, rank]. a and b are the compute copies in the base's dtype.
     """
@@ -68,7 +74,8 @@ class Slot:
     index: int
     shape: AdapterShape
     paths: tuple[str, ...]
-    views: dict[str, AdapterViews] = field(default_factory=dict)
+    views: dict[str, tuple[AdapterViews, ...]] = field(default_factory=dict)
+    """By module: one pair, or one for each expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +101,8 @@ class RankBank:
         end = 0
         for path, shape in self._modules.items():
             a_at = end
-            b_at = _aligned(a_at + rank * shape.in_features)
-            end = _aligned(b_at + shape.out_features * rank)
+            b_at = _aligned(a_at + shape.copies * rank * shape.in_features)
+            end = _aligned(b_at + shape.copies * shape.out_features * rank)
             self._offsets[path] = (a_at, b_at)
         self.width = end
         self._rows: dict[int, SlotRow] = {}
@@ -117,9 +124,12 @@ class RankBank:
         row = SlotRow(masters, gradients, moment1, moment2, compute)
         slot = Slot(self.rank, index, shape, paths)
         for path in paths:
-            a, b = self._split(compute, path, shape.rank)
-            grad_a, grad_b = self._split(gradients, path, shape.rank)
-            slot.views[path] = AdapterViews(a, b, grad_a, grad_b)
+            matrices = (*self._split(compute, path, shape.rank), *self._split(gradients, path, shape.rank))
+            if self._modules[path].experts:
+                pairs = zip(*(matrix.unbind() for matrix in matrices), strict=True)
+                slot.views[path] = tuple(AdapterViews(a, b, grad_a, grad_b) for a, b, grad_a, grad_b in pairs)
+            else:
+                slot.views[path] = (AdapterViews(*matrices),)
         self._rows[index] = row
         return slot
 
@@ -133,11 +143,11 @@ class RankBank:
         return self._rows[slot.index]
 
     def matrices(self, kind: Kind, slot: Slot, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """A [rank, in] and B [out, rank] of one module, of the given kind."""
+        """A [rank, in] and B [out, rank] of one module, of the given kind; of experts [E, rank, in], [E, out, rank]."""
         return self._split(getattr(self._rows[slot.index], kind), path, slot.shape.rank)
 
     def padded_matrices(self, kind: Kind, slot: Slot, path: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The same with the padding of the rank class: A [class, in] and B [out, class]."""
+        """The same with the padding of the rank class instead of the rank."""
         return self._split(getattr(self._rows[slot.index], kind), path, self.rank)
 
     def refresh(self, slot: Slot) -> None:
@@ -149,9 +159,10 @@ class RankBank:
     def _split(self, row: torch.Tensor, path: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = self._modules[path]
         a_at, b_at = self._offsets[path]
-        a = row[a_at : a_at + self.rank * shape.in_features].view(self.rank, shape.in_features)
-        b = row[b_at : b_at + shape.out_features * self.rank].view(shape.out_features, self.rank)
-        return a[:rank], b[:, :rank]
+        outer = (shape.experts,) if shape.experts else ()
+        a = row[a_at : a_at + shape.copies * self.rank * shape.in_features].view(*outer, self.rank, shape.in_features)
+        b = row[b_at : b_at + shape.copies * shape.out_features * self.rank].view(*outer, shape.out_features, self.rank)
+        return a[..., :rank, :], b[..., :rank]
 
 
 class SlotBanks:
@@ -223,7 +234,7 @@ class SlotBanks:
             a, b = bank.matrices("masters", slot, path)
             digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            bound = a.shape[1] ** -0.5
+            bound = a.shape[-1] ** -0.5
             a.copy_(torch.empty(a.shape).uniform_(-bound, bound, generator=generator))
             b.zero_()
         bank.refresh(slot)

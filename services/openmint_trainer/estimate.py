@@ -7,24 +7,25 @@ needs no torch. Prints JSON; exits with 1 and `{"error": {code, detail, field}}`
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
+from openmint.adapters.expert_layout import Shape3
 from openmint.bases import read_base_folder
 from openmint.datasets import JsonRow, check_rows, read_json_lines
 from openmint.errors import BadDataset, BadRequest, OpenmintError
 from openmint.events import TrainRequested
 from openmint.row_forms import check_form
+from openmint.training_targets import choose_targets, last_part, trained_paths
 from openmint_trainer.banks import RANK_CLASSES
 from openmint_trainer.losses import find_loss
 from openmint_trainer.packing import check_budget, check_vocabulary
 from openmint_trainer.recipes import RECIPES, read_rows
 from openmint_trainer.rows import Row
-from openmint_trainer.targets import choose_targets
 
 ModuleTable = dict[str, tuple[int, int]]
 
@@ -65,6 +66,7 @@ def estimate(
     rows: Sequence[Row],
     modules: ModuleTable,
     tokens_per_s: float | None = None,
+    experts: Mapping[str, Shape3] | None = None,
 ) -> Estimate:
     """Add up what the job's steps will process. `rows` are as the recipe reads them, two for each preference.
 
@@ -72,8 +74,13 @@ def estimate(
     """
     recipe = RECIPES[spec.recipe]
     loss, config = recipe.check(spec)
-    targets = choose_targets(spec.adapter.targets, modules)
-    shapes = [shape for path, shape in modules.items() if path.rpartition(".")[2] in targets]
+    fused = experts or {}
+    paths = trained_paths(modules, fused)
+    targets = choose_targets(spec.adapter.targets, paths)
+    # An adapter's elements for each rank, by path.
+    widths = {path: count * (out + into) for path, (count, out, into) in fused.items()}
+    widths |= {path: sum(modules[path]) for path in paths if path in modules}
+    chosen = sum(width for path, width in widths.items() if last_part(path) in targets)
     rank = spec.adapter.rank
     rank_class = next(c for c in RANK_CLASSES if c >= rank)
     dataset_tokens = sum(len(row) for row in rows)
@@ -96,9 +103,9 @@ def estimate(
         reference_tokens=reference_tokens,
         tokens_per_s=round(speed, 1),
         seconds=round((tokens + reference_tokens / 2) / speed, 1),
-        adapter_parameters=sum(rank * (out + into) for out, into in shapes),
-        adapter_bytes=2 * sum(rank * (out + into) for out, into in shapes),
-        slot_bytes=BYTES_PER_ADAPTER_ELEMENT * sum(rank_class * (out + into) for out, into in modules.values()),
+        adapter_parameters=rank * chosen,
+        adapter_bytes=2 * rank * chosen,
+        slot_bytes=BYTES_PER_ADAPTER_ELEMENT * rank_class * sum(widths.values()),
         targets=targets,
         warnings=tuple(_warnings(spec, count, epochs)),
     )
@@ -178,14 +185,14 @@ def main() -> int:
         facts = read_base_folder(arguments.base_folder)
         tokenizer = AutoTokenizer.from_pretrained(arguments.base_folder, local_files_only=True)
         rows = read_rows(spec, _read_rows(spec, arguments.data), tokenizer)
-        choose_targets(spec.adapter.targets, facts.modules)
+        choose_targets(spec.adapter.targets, trained_paths(facts.modules, facts.experts))
         unit_rows = RECIPES[spec.recipe].unit_rows
         check_budget(rows, arguments.token_budget, unit_rows)
         check_vocabulary(rows, facts.vocab_size, unit_rows)
         speed = arguments.tokens_per_s
         if arguments.measure:
             speed = measure_speed(arguments.base_folder, rows, spec)
-        result = estimate(spec, rows, dict(facts.modules), speed)
+        result = estimate(spec, rows, dict(facts.modules), speed, facts.experts)
     except OpenmintError as error:
         print(json.dumps({"error": {"code": error.code, "detail": error.detail, "field": error.field}}))
         return 1

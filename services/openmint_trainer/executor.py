@@ -3,7 +3,7 @@
 Sampling is not here: rollouts go through engines. Nothing here knows jobs, the bus or the catalogue, and everything
 is called from one thread.
 
-Shape legend: T packed tokens of a micro-batch (padding included), H hidden.
+Shape legend: T packed tokens of a micro-batch, H hidden.
 """
 
 import math
@@ -19,7 +19,6 @@ from openmint_trainer.banks import AdapterShape, Kind, Slot, SlotBanks
 from openmint_trainer.checkpoints import Checkpoint, CheckpointMeta, SavedFile, write_checkpoint
 from openmint_trainer.logprobs import frozen_logprobs
 from openmint_trainer.losses import NO_CONFIG, find_loss
-from openmint_trainer.packing import padded
 from openmint_trainer.portion_inputs import make_inputs
 from openmint_trainer.resident_base import ResidentBase
 from openmint_trainer.rows import Portion, Row, split_batch
@@ -110,14 +109,11 @@ class Executor:
         A policy whose loss is not finite, or whose rows or config the loss refuses, is marked and adds nothing; the
         others are untouched by it.
         """
-        self.base.route.segments = _segments(work)
-        try:
-            hidden_TH = self._forward([row for item in work for row in item.portion.rows])
-            results, losses = self._losses(work, hidden_TH)
-            if losses:
-                torch.stack(losses).sum().backward()
-        finally:
-            self.base.route.segments = ()
+        tokens = [row.tokens for item in work for row in item.portion.rows]
+        hidden_TH = self.base.hidden_states(tokens, _segments(work))
+        results, losses = self._losses(work, hidden_TH)
+        if losses:
+            torch.stack(losses).sum().backward()
         return results
 
     def reference_logprobs(self, rows: Sequence[Row], budget_tokens: int = 2048) -> list[torch.Tensor]:
@@ -130,10 +126,9 @@ class Executor:
         answers: list[torch.Tensor] = []
         with torch.no_grad():
             for portion in split_batch(rows, budget_tokens):
-                hidden_TH = self._forward(portion.rows)
-                for row, hidden in zip(
-                    portion.rows, hidden_TH.split(_lengths(portion.rows, len(hidden_TH))), strict=False
-                ):
+                hidden_TH = self.base.hidden_states([row.tokens for row in portion.rows])
+                per_row = hidden_TH.split([len(row) for row in portion.rows])
+                for row, hidden in zip(portion.rows, per_row, strict=True):
                     # Each row makes its own logits: their shape then depends on nobody else.
                     used = row.used_positions().nonzero()[:, 0]
                     at = used.to(hidden.device)
@@ -143,27 +138,11 @@ class Executor:
                     answers.append(logprobs)
         return answers
 
-    def _forward(self, rows: Sequence[Row]) -> torch.Tensor:
-        base = self.base
-        total = sum(len(row) for row in rows)
-        sequence_lengths = _lengths(rows, padded(total))
-        filler = padded(total) - total
-        tokens_T = torch.cat([*(row.tokens for row in rows), torch.zeros(filler, dtype=torch.int64)])
-        positions_T = torch.cat([torch.arange(length) for length in sequence_lengths])
-        # With every parameter frozen, the embeddings are the leaf that makes autograd build a graph at all.
-        embedded_1TH = base.embeddings(tokens_T[None].to(base.device)).detach().requires_grad_(torch.is_grad_enabled())
-        return base.decoder(
-            inputs_embeds=embedded_1TH,
-            position_ids=positions_T[None].to(base.device),
-            sequence_lengths=sequence_lengths,
-            use_cache=False,
-        ).last_hidden_state[0]
-
     def _losses(self, work: Sequence[Work], hidden_TH: torch.Tensor) -> tuple[list[WorkResult], list[torch.Tensor]]:
         results: list[WorkResult] = []
         losses: list[torch.Tensor] = []
-        per_work = hidden_TH.split([*(w.portion.tokens for w in work), hidden_TH.shape[0] - _tokens(work)])
-        for item, hidden in zip(work, per_work, strict=False):
+        per_work = hidden_TH.split([item.portion.tokens for item in work])
+        for item, hidden in zip(work, per_work, strict=True):
             try:
                 # Each portion makes its own logits, so that their shapes do not depend on who else is in the batch.
                 inputs = make_inputs(item.portion.rows, hidden, self.base.head_VH)
@@ -215,17 +194,6 @@ class Executor:
 
 
 _SAVED_KINDS: dict[str, Kind] = {"adapter": "masters", "adam_m": "moment1", "adam_v": "moment2", "grad": "gradients"}
-
-
-def _tokens(work: Sequence[Work]) -> int:
-    return sum(item.portion.tokens for item in work)
-
-
-def _lengths(rows: Sequence[Row], total: int) -> list[int]:
-    """Of each row, and of the filler that brings them to `total`, if there is one."""
-    lengths = [len(row) for row in rows]
-    filler = total - sum(lengths)
-    return [*lengths, filler] if filler else lengths
 
 
 def _segments(work: Sequence[Work]) -> list[Segment]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from openmint.errors import OpenmintError
 from openmint.events import TrainRequested
+from openmint.training_targets import choose_targets
 from openmint_trainer.banks import AdapterShape
 from openmint_trainer.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointMeta, SavedFile, encode_generator
 from openmint_trainer.executor import Executor, TrainedPolicy, Work
@@ -18,7 +19,6 @@ from openmint_trainer.packing import Packer, check_budget, check_vocabulary
 from openmint_trainer.recipes import RECIPES, FromRows
 from openmint_trainer.references import ReferenceCache
 from openmint_trainer.rows import Portion, Row, split_batch
-from openmint_trainer.targets import choose_targets
 
 PORTION_TOKENS = 512
 """A policy's own batch is cut into portions of about this size: large enough to fill a matrix product, small enough

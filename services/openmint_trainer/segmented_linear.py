@@ -2,10 +2,9 @@
 
     y = W x + bias + scale_s * B_s (A_s x)    for the rows of segment s
 
-Rows outside every segment see the base alone. Gradients of A and B go straight into the slot's float32 buffers:
-through autograd's indexing they would each cost a buffer as large as the whole bank.
+Rows outside every segment see the base alone.
 
-Shape legend: T packed tokens, I and O features in and out, R the policy's own rank.
+Shape legend: T packed tokens, I and O features in and out.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from openmint_trainer.banks import AdapterViews, Slot
+from openmint_trainer.adapter_products import Group, add_gradients, add_products
+from openmint_trainer.banks import Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +30,20 @@ class Segment:
 
 @dataclass(slots=True)
 class Route:
-    """Who owns which rows of the batch that is now in the model. Every adapted linear looks here."""
+    """Who owns which rows of the batch that is now in the model. Every adapted module looks here."""
 
     segments: Sequence[Segment] = field(default=())
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    views: AdapterViews
-    start: int
-    end: int
-    scale: float
 
 
 class _SegmentedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, parts: list[_Part]
+        ctx: Any, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None, groups: list[Group]
     ) -> torch.Tensor:
         y_TO = F.linear(x_TI, weight_OI, bias_O)
-        downs: list[torch.Tensor] = []
-        for part in parts:
-            down_TR = x_TI[part.start : part.end] @ part.views.a.t()
-            y_TO[part.start : part.end].addmm_(down_TR, part.views.b.t(), alpha=part.scale)
-            downs.append(down_TR)
+        downs = add_products(x_TI, y_TO, groups)
         ctx.save_for_backward(x_TI, weight_OI, *downs)
-        ctx.parts = parts
+        ctx.groups = groups
         return y_TO
 
     @staticmethod
@@ -63,12 +51,7 @@ class _SegmentedLinear(torch.autograd.Function):
         grad_TO = gradients[0]
         x_TI, weight_OI, *downs = ctx.saved_tensors
         grad_x_TI = grad_TO @ weight_OI
-        for part, down_TR in zip(ctx.parts, downs, strict=True):
-            grad_part = grad_TO[part.start : part.end]
-            grad_down_TR = (grad_part @ part.views.b).mul_(part.scale)
-            part.views.grad_a.add_(grad_down_TR.t() @ x_TI[part.start : part.end])
-            part.views.grad_b.add_(grad_part.t() @ down_TR, alpha=part.scale)
-            grad_x_TI[part.start : part.end].addmm_(grad_down_TR, part.views.a)
+        add_gradients(x_TI, grad_TO, grad_x_TI, ctx.groups, downs)
         return grad_x_TI, None, None, None
 
 
@@ -86,12 +69,12 @@ class SegmentedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shapes: x is [..., T, I] with one packed row; the answer [..., T, O]."""
-        parts = [
-            _Part(s.slot.views[self._path], s.start, s.end, s.slot.shape.scale)
+        groups = [
+            Group(s.slot.views[self._path][0], s.start, s.end, s.slot.shape.scale)
             for s in self._route.segments
             if self._path in s.slot.views
         ]
         flat = x.reshape(-1, self.in_features)
-        y = _SegmentedLinear.apply(flat, self.weight, self.bias, parts)
+        y = _SegmentedLinear.apply(flat, self.weight, self.bias, groups)
         assert isinstance(y, torch.Tensor)
         return y.view(*x.shape[:-1], self.out_features)

@@ -26,6 +26,10 @@ class TrainerSettings(CommonSettings):
     trainer_token_budget: int = 2048
     """Tokens per micro-batch, and of the longest row: this sets peak memory (at 135M, 2 MB per token in float32)."""
 
+    trainer_recompute: bool = False
+    """Keep only the inputs of decoder layers for the way back and make the rest again: a third more computing, and room
+    for a token budget several times as large. The results are the same to the bit."""
+
     trainer_lease_s: float = 20.0
     """How long a job stays ours without a heartbeat; a crash costs this much before another process takes over."""
 

@@ -10,10 +10,11 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from openmint.adapters.expert_layout import Shape3, fuse_numbered
 from openmint.adapters.safetensors_header import read_safetensors_header
 from openmint.errors import BadAdapter, BadRequest
 from openmint.identifiers import check_name
@@ -65,12 +66,16 @@ class BaseFacts:
     files: dict[str, str]
     """Files of the digest -> their sha256, hexadecimal."""
 
+    experts: dict[str, Shape3] = field(default_factory=dict[str, Shape3])
+    """Expert weights that the built model holds in one parameter: path -> (experts, out, in). The linears of experts
+    that the files hold one by one are in `modules` too: adapters from elsewhere may name either."""
+
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> "BaseFacts":
         """Read what dataclasses.asdict gave, also after its way through JSON (the catalogue's `config` of a base)."""
         modules = {path: (int(shape[0]), int(shape[1])) for path, shape in body["modules"].items()}
-        rest = {name: body[name] for name in body if name not in ("modules", "targets")}
-        return cls(modules=modules, targets=tuple(body["targets"]), **rest)
+        rest = {name: body[name] for name in body if name not in ("modules", "targets", "experts")}
+        return cls(modules=modules, targets=tuple(body["targets"]), experts=_experts_of(body, modules), **rest)
 
     @classmethod
     def registered(
@@ -94,6 +99,7 @@ class BaseFacts:
             digest=digest,
             modules=dict(modules),
             targets=targets_of(modules),
+            experts=_experts_of(config, modules),
             **(body | known),
         )
 
@@ -109,7 +115,8 @@ def read_base_folder(path: Path, name: str | None = None) -> BaseFacts:
     weights = sorted(file.name for file in folder.glob("*.safetensors"))
     if not weights:
         raise BadRequest(f"{folder} holds no *.safetensors file", field="base")
-    modules = _read_modules(folder, weights)
+    hidden_size = _positive(config, "hidden_size")
+    modules, experts = _read_modules(folder, weights, hidden_size)
     if not modules:
         raise BadRequest(f"{folder} has no decoder layers with linear modules that take LoRA", field="base")
     others = [file for file in (*CONFIG_FILES, *TOKENIZER_FILES) if (folder / file).is_file()]
@@ -128,12 +135,19 @@ def read_base_folder(path: Path, name: str | None = None) -> BaseFacts:
         targets=targets_of(modules),
         max_positions=_positive(config, "max_position_embeddings"),
         vocab_size=_positive(config, "vocab_size"),
-        hidden_size=_positive(config, "hidden_size"),
+        hidden_size=hidden_size,
         layers=_positive(config, "num_hidden_layers"),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         has_chat_template=_has_chat_template(folder),
         files=files,
+        experts=experts | fuse_numbered(modules),
     )
+
+
+def _experts_of(body: Mapping[str, Any], modules: Mapping[str, tuple[int, int]]) -> dict[str, Shape3]:
+    if "experts" not in body:
+        return fuse_numbered(modules)
+    return {path: (int(shape[0]), int(shape[1]), int(shape[2])) for path, shape in body["experts"].items()}
 
 
 def targets_of(modules: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
@@ -155,8 +169,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_modules(folder: Path, weights: list[str]) -> dict[str, tuple[int, int]]:
+def _read_modules(
+    folder: Path, weights: list[str], hidden_size: int
+) -> tuple[dict[str, tuple[int, int]], dict[str, Shape3]]:
     modules: dict[str, tuple[int, int]] = {}
+    experts: dict[str, Shape3] = {}
     for file in weights:
         try:
             header = read_safetensors_header(folder / file, max_header_bytes=MAX_HEADER_BYTES, max_tensors=1_000_000)
@@ -167,7 +184,21 @@ def _read_modules(folder: Path, weights: list[str]) -> dict[str, tuple[int, int]
             last = module.rpartition(".")[2]
             if kind == "weight" and len(tensor.shape) == 2 and _LAYER.search(module) and last not in _NOT_ADAPTED:
                 modules[module] = (tensor.shape[0], tensor.shape[1])
-    return dict(sorted(modules.items()))
+            elif len(tensor.shape) == 3 and module.endswith(".experts") and _LAYER.search(module):
+                shape = _fused_shape(kind, tensor.shape, hidden_size)
+                if shape is not None:
+                    experts[tensor.name] = shape
+    return dict(sorted(modules.items())), dict(sorted(experts.items()))
+
+
+def _fused_shape(kind: str, stored: tuple[int, ...], hidden_size: int) -> Shape3 | None:
+    """Which side of a fused weight is which: models store either [E, out, in] or [E, in, out]."""
+    count, first, second = stored
+    if kind in ("gate_up_proj", "up_proj"):
+        return (count, first, second) if second == hidden_size else (count, second, first)
+    if kind == "down_proj":
+        return (count, first, second) if first == hidden_size else (count, second, first)
+    return None
 
 
 def _positive(config: Mapping[str, Any], name: str) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from openmint.adapters.escaping import shown
+from openmint.adapters.expert_layout import parameter_name
 from openmint.adapters.facts import CONFIG_FILE, AdapterLimits
 from openmint.adapters.strict_json import NotStrict, read_strict_json
 from openmint.bases import BaseFacts
@@ -32,7 +33,6 @@ _PLAIN_VALUES: Mapping[str, tuple[Any, ...]] = {
     "rank_pattern": ({}, None),
     "alpha_pattern": ({}, None),
     "auto_mapping": (None,),
-    "target_parameters": (None, []),
     "trainable_token_indices": (None,),
     "alora_invocation_tokens": (None,),
     "megatron_config": (None,),
@@ -52,7 +52,7 @@ _PLAIN_VALUES: Mapping[str, tuple[Any, ...]] = {
 
 _REQUIRED = frozenset({"peft_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path"})
 _WITHOUT_EFFECT = frozenset({"inference_mode", "lora_dropout", "peft_version", "megatron_core", "qalora_group_size"})
-_KNOWN = frozenset(_PLAIN_VALUES) | _REQUIRED | _WITHOUT_EFFECT
+_KNOWN = frozenset(_PLAIN_VALUES) | _REQUIRED | _WITHOUT_EFFECT | {"target_parameters"}
 
 MAX_TEXT = 200
 
@@ -64,6 +64,7 @@ class AdapterConfig:
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
 
 
 def parse_adapter_config(raw: bytes, base: BaseFacts, limits: AdapterLimits) -> AdapterConfig:
@@ -85,7 +86,9 @@ def parse_adapter_config(raw: bytes, base: BaseFacts, limits: AdapterLimits) -> 
             raise _refusal(f"{name} is not a plain value", name)
     for name in sorted(_REQUIRED - set(config)):
         raise _refusal(f"{name} is missing", name)
-    return AdapterConfig(_rank(config, limits), _alpha(config, limits), _targets(config, base, limits))
+    parameters = _parameters(config, base)
+    targets = _targets(config, base, limits, may_be_empty=bool(parameters))
+    return AdapterConfig(_rank(config, limits), _alpha(config, limits), targets, parameters)
 
 
 def _rank(config: Mapping[str, Any], limits: AdapterLimits) -> int:
@@ -104,7 +107,26 @@ def _alpha(config: Mapping[str, Any], limits: AdapterLimits) -> float:
     return float(alpha)
 
 
-def _targets(config: Mapping[str, Any], base: BaseFacts, limits: AdapterLimits) -> tuple[str, ...]:
+def _parameters(config: Mapping[str, Any], base: BaseFacts) -> tuple[str, ...]:
+    given = config.get("target_parameters")
+    if given is None:
+        return ()
+    known = sorted({parameter_name(path) for path in base.experts})
+    if not isinstance(given, list):
+        raise _refusal("target_parameters is not a list of names", "target_parameters")
+    for name in cast(list[Any], given):
+        if not isinstance(name, str) or name not in known:
+            raise _refusal(
+                f"target_parameters: {_value(name)} is none of {', '.join(known) or 'this base'}", "target_parameters"
+            )
+    if len(set(given)) != len(given):
+        raise _refusal("target_parameters names a parameter twice", "target_parameters")
+    return tuple(sorted(given))
+
+
+def _targets(
+    config: Mapping[str, Any], base: BaseFacts, limits: AdapterLimits, *, may_be_empty: bool = False
+) -> tuple[str, ...]:
     name = config["base_model_name_or_path"]
     if not isinstance(name, str) or name not in (base.name, *limits.accepted_base_names):
         raise _refusal(
@@ -113,7 +135,7 @@ def _targets(config: Mapping[str, Any], base: BaseFacts, limits: AdapterLimits) 
     targets = config["target_modules"]
     if isinstance(targets, str):
         raise _refusal(f"target_modules = {_value(targets)} is a pattern; write a list of names", "target_modules")
-    if not isinstance(targets, list) or not targets:
+    if not isinstance(targets, list) or not (targets or may_be_empty):
         raise _refusal("target_modules is not a list with at least one name", "target_modules")
     for target in cast(list[Any], targets):
         if not isinstance(target, str) or target not in base.targets:

@@ -5,10 +5,12 @@ one BadAdapter that names the file, tensor or field.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from openmint.adapters.adapter_config import AdapterConfig, parse_adapter_config
 from openmint.adapters.escaping import shown
+from openmint.adapters.expert_layout import is_numbered_expert, lora_shape, parameter_name, wrapper_modules
 from openmint.adapters.facts import (
     CONFIG_FILE,
     DTYPE_BYTES,
@@ -41,18 +43,19 @@ def check_adapter_folder(
     with AdapterFolder(path) as folder:
         raw_config = folder.read(CONFIG_FILE, limits.max_config_bytes)
         config = parse_adapter_config(raw_config, base, limits)
-        modules = {
-            module: shape for module, shape in base.modules.items() if module.rpartition(".")[2] in config.targets
-        }
-        max_bytes = 8 + limits.max_header_bytes + max(DTYPE_BYTES.values()) * _elements(modules, limits.max_rank)
+        wanted = _wanted_pairs(config, base)
+        # As large as it would be at the highest rank: what is wrong with a file of another rank is said by its shapes.
+        elements = _elements(wanted) // config.rank * limits.max_rank
+        max_bytes = 8 + limits.max_header_bytes + max(DTYPE_BYTES.values()) * elements
         with folder.open(WEIGHTS_FILE, max_bytes) as descriptor:
             header = read_header_of(
                 descriptor, WEIGHTS_FILE, max_header_bytes=limits.max_header_bytes, max_tensors=limits.max_tensors
             )
-            dtype = _check_tensors(header.tensors, modules, config, base)
+            wanted = _without_absent_experts(wanted, header.tensors)
+            dtype = _check_tensors(header.tensors, wanted, config, base)
             # Shapes before values: a file with a wrong shape is not worth reading.
             values = {entry.name: read_values(descriptor, entry) for entry in header.tensors}
-            max_norm = _check_values(values, modules, config, limits)
+            max_norm = _check_values(values, wanted, config, limits)
             weights = FileFact(header.tensors[-1].end, sha256_of(descriptor))
         facts = AdapterFacts(
             base=base.name,
@@ -72,6 +75,7 @@ def check_adapter_folder(
             max_norm=max_norm,
             is_zero=max_norm == 0.0,
             digest=None,
+            parameters=config.parameters,
         )
         if MANIFEST_FILE not in folder.names:
             if needs_manifest:
@@ -81,25 +85,52 @@ def check_adapter_folder(
         return _agreed(facts, manifest, base)
 
 
-def _elements(modules: dict[str, tuple[int, int]], rank: int) -> int:
-    return sum((out_size + in_size) * rank for out_size, in_size in modules.values())
+_Pair = tuple[tuple[int, int], tuple[int, int]]
+"""The shapes of A and B."""
+
+
+def _wanted_pairs(config: AdapterConfig, base: BaseFacts) -> dict[str, _Pair]:
+    """What the configuration asks for: the module that the tensors are named after -> shapes."""
+    rank = config.rank
+    pairs: dict[str, _Pair] = {
+        module: ((rank, in_size), (out_size, rank))
+        for module, (out_size, in_size) in base.modules.items()
+        if module.rpartition(".")[2] in config.targets
+    }
+    fused = {path: shape for path, shape in base.experts.items() if parameter_name(path) in config.parameters}
+    for path, module in wrapper_modules(fused).items():
+        pairs[module] = (lora_shape("lora_A", fused[path], rank), lora_shape("lora_B", fused[path], rank))
+    return pairs
+
+
+def _elements(pairs: Mapping[str, _Pair]) -> int:
+    return sum(a[0] * a[1] + b[0] * b[1] for a, b in pairs.values())
+
+
+def _without_absent_experts(pairs: dict[str, _Pair], tensors: tuple[TensorEntry, ...]) -> dict[str, _Pair]:
+    """Experts' own linears are wanted only of an adapter that is on some: a model that holds its experts fused has
+    linears of the same names elsewhere, and an adapter on those is whole without them."""
+    if any(is_numbered_expert(_module_of(entry.name)[0]) for entry in tensors):
+        return pairs
+    return {module: pair for module, pair in pairs.items() if not is_numbered_expert(module)}
 
 
 def _check_tensors(
-    tensors: tuple[TensorEntry, ...], modules: dict[str, tuple[int, int]], config: AdapterConfig, base: BaseFacts
+    tensors: tuple[TensorEntry, ...], wanted: dict[str, _Pair], config: AdapterConfig, base: BaseFacts
 ) -> str:
     found: dict[str, TensorEntry] = {}
-    matched = sum(1 for entry in tensors if _module_of(entry.name)[0] in base.modules)
+    known = {*base.modules, *wanted}
+    matched = sum(1 for entry in tensors if _module_of(entry.name)[0] in known)
     for entry in tensors:
         module, half = _module_of(entry.name)
         if not half:
             raise _refusal(entry.name, "is no LoRA weight: names end with .lora_A.weight or .lora_B.weight")
-        if module not in base.modules:
+        if module not in known:
             raise _refusal(
                 entry.name,
                 f"names no module of {base.name!r} that takes LoRA ({matched} of {len(tensors)} tensors do)",
             )
-        if module not in modules:
+        if module not in wanted:
             raise _refusal(
                 entry.name, f"is of a module that target_modules does not name ({', '.join(config.targets)})"
             )
@@ -111,8 +142,8 @@ def _check_tensors(
     if len(dtypes) > 1:
         (one, first), (other, second) = list(dtypes.items())[:2]
         raise _refusal(second, f"has dtype {other} where {shown(first)} has {one}: there must be one")
-    for module, (out_size, in_size) in modules.items():
-        for half, shape in (("lora_A", (config.rank, in_size)), ("lora_B", (out_size, config.rank))):
+    for module, pair in wanted.items():
+        for half, shape in zip(("lora_A", "lora_B"), pair, strict=True):
             entry = found.get(f"{module}.{half}")
             if entry is None:
                 raise _refusal(f"{TENSOR_PREFIX}{module}.{half}.weight", "is missing")
@@ -135,7 +166,7 @@ def _module_of(name: str) -> tuple[str, str]:
 
 def _check_values(
     values: dict[str, TensorValues],
-    modules: dict[str, tuple[int, int]],
+    wanted: Mapping[str, _Pair],
     config: AdapterConfig,
     limits: AdapterLimits,
 ) -> float:
@@ -147,7 +178,7 @@ def _check_values(
         if value.max_abs > limits.max_abs:
             raise _refusal(name, f"has a value of size {value.max_abs:.3g}; the limit is {limits.max_abs:g}")
     largest = 0.0
-    for module in modules:
+    for module in wanted:
         a, b = (values[f"{TENSOR_PREFIX}{module}.{half}.weight"] for half in ("lora_A", "lora_B"))
         norm = config.alpha / config.rank * a.norm * b.norm
         if norm > limits.max_norm:

@@ -75,6 +75,9 @@ class AdapterFacts:
     digest: str | None
     """That of its manifest, when the folder has one; the manifest then agrees with everything here."""
 
+    parameters: tuple[str, ...] = ()
+    """Fused expert weights that it adapts, as `target_parameters` names them; `targets` are its linears."""
+
     @property
     def adapter_bytes(self) -> int:
         """Of the files that are loaded."""
@@ -92,5 +95,6 @@ class AdapterFacts:
             for name, fact in body["tensors"].items()
         }
         files = {name: FileFact(**fact) for name, fact in body["files"].items()}
-        rest = {name: body[name] for name in body if name not in ("tensors", "files", "targets")}
-        return cls(tensors=tensors, files=files, targets=tuple(body["targets"]), **rest)
+        rest = {name: body[name] for name in body if name not in ("tensors", "files", "targets", "parameters")}
+        targets, parameters = tuple(body["targets"]), tuple(body["parameters"])
+        return cls(tensors=tensors, files=files, targets=targets, parameters=parameters, **rest)

@@ -81,7 +81,7 @@ class Manifest(_Strict):
             base_digest=base_digest,
             rank=facts.rank,
             alpha=facts.alpha,
-            targets=sorted(facts.targets),
+            targets=sorted({*facts.targets, *facts.parameters}),
             dtype=facts.dtype,  # pyright: ignore[reportArgumentType] - validated by the model
             tensors={n: ManifestTensor(shape=list(t.shape), sha256=t.sha256) for n, t in facts.tensors.items()},
             files={n: ManifestFile(bytes=f.bytes, sha256=f.sha256) for n, f in facts.files.items()},

@@ -159,6 +159,43 @@ def test_an_adapter_that_leaves_experts_alone_has_nothing_for_them(tmp_path: Pat
     assert [module.name for module in header.modules] == ["l.o"]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("projections", [("gate_up", "down"), ("gate_up",), ("down",)])
+def test_fused_expert_weights_become_what_the_experts_own_pairs_become(
+    tmp_path: Path, dtype: str, projections: tuple[str, ...]
+):
+    experts, rank = 3, 2
+    layer = "base_model.model.l.layers.0.mlp.experts"
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"gate_up": (16, 5), "down": (5, 8)}
+    apart: dict[str, torch.Tensor] = {}
+    fused: dict[str, torch.Tensor] = {}
+    for projection in projections:
+        out_size, in_size = sizes[projection]
+        a = torch.randn(experts, rank, in_size, generator=generator).to(getattr(torch, dtype))
+        b = torch.randn(experts, out_size, rank, generator=generator).to(getattr(torch, dtype))
+        wrapper = f"{layer}.base_layer" if projection == "gate_up" and len(projections) == 2 else layer
+        fused[f"{wrapper}.lora_A.weight"] = a.reshape(experts * rank, in_size)
+        fused[f"{wrapper}.lora_B.weight"] = b.permute(1, 2, 0).reshape(out_size, rank * experts)
+        parts = {"down_proj": slice(None)} if projection == "down" else {"gate_proj": slice(8), "up_proj": slice(8, 16)}
+        for expert in range(experts):
+            for name, rows in parts.items():
+                apart[f"{layer}.{expert}.{name}.lora_A.weight"] = a[expert].clone()
+                apart[f"{layer}.{expert}.{name}.lora_B.weight"] = b[expert, rows].clone()
+    slices = [
+        Slice(f"l.layers.0.mlp.experts.{expert}.{name}", *size)
+        for expert in range(experts)
+        for name, size in (("gate_proj", (5, 8)), ("down_proj", (8, 5)), ("up_proj", (5, 8)))
+    ]
+    engine = ModuleTable(dtype, 1, 8, (EngineModule("l.layers.0.mlp.experts", True, tuple(slices), experts),))
+    made: list[bytes] = []
+    for name, tensors in (("fused", fused), ("apart", apart)):
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / name)
+        pack(tmp_path / name, engine, "sha256:" + "0" * 64, rank, 3.0, tmp_path / f"{name}.layout")
+        made.append((tmp_path / f"{name}.layout").read_bytes())
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "longer", "flipped", "no header", "huge header", "empty"])
 def test_a_damaged_file_is_refused(tmp_path: Path, damage: str):
     file = write_peft(tmp_path, table().sources())

@@ -6,16 +6,18 @@ import pytest
 from transformers import LlamaForCausalLM
 
 from openmint.errors import BadRequest
-from openmint_trainer.targets import choose_targets, find_targets
+from openmint.training_targets import choose_targets, trained_paths
+from openmint_trainer.targets import find_targets
 
 
 def test_every_linear_under_a_decoder_layer_is_found_and_the_head_is_not(
     make_model: Callable[..., LlamaForCausalLM],
 ) -> None:
     found = find_targets(make_model())
-    assert len(found) == 2 * 7
-    assert "model.layers.1.mlp.down_proj" in found
-    assert not any("lm_head" in path for path in found)
+    assert len(found.linears) == len(found.shapes) == 2 * 7
+    assert not found.experts
+    assert "model.layers.1.mlp.down_proj" in found.linears
+    assert not any("lm_head" in path for path in found.shapes)
 
 
 def test_an_unknown_target_is_named_with_the_allowed_ones() -> None:
@@ -30,3 +32,11 @@ def test_targets_are_sorted_and_default_to_all() -> None:
     assert choose_targets(["q_proj", "k_proj", "q_proj"], available) == ("k_proj", "q_proj")
     with pytest.raises(BadRequest, match="empty"):
         choose_targets([], available)
+
+
+def test_files_with_one_linear_per_expert_offer_what_the_built_model_holds_fused() -> None:
+    modules = ["l.layers.0.q_proj", "l.layers.0.mlp.gate", "l.layers.0.mlp.experts.0.gate_proj"]
+    assert trained_paths(modules, {"l.layers.0.mlp.experts.down_proj": (4, 8, 6)}) == (
+        "l.layers.0.q_proj",
+        "l.layers.0.mlp.experts.down_proj",
+    )
