@@ -11,7 +11,10 @@ from transformers import PreTrainedModel
 from openmint.adapters.checks import check_adapter_folder
 from openmint.bases import BaseFacts, targets_of
 from openmint.training_targets import choose_targets
-from openmint_exporter.export import _write_from_checkpoint  # pyright: ignore[reportPrivateUsage]
+from openmint_exporter.export import (
+    _write_from_checkpoint,  # pyright: ignore[reportPrivateUsage]
+    _write_from_peft,  # pyright: ignore[reportPrivateUsage]
+)
 from openmint_trainer.adam import AdamParams
 from openmint_trainer.banks import AdapterShape
 from openmint_trainer.checkpoints import CheckpointMeta, DataCursor, encode_generator, read_checkpoint
@@ -105,6 +108,11 @@ def test_it_learns_resumes_in_another_slot_and_is_what_stock_peft_loads(
     found = check_adapter_folder(folder, facts)
     assert found.rank == 4
     assert bool(found.parameters) == any(shape.experts for shape in executor.base.modules.values())
+    imported = tmp_path / "imported"
+    imported.mkdir()
+    _write_from_peft(folder, found, imported)
+    for file in folder.iterdir():
+        assert (imported / file.name).read_bytes() == file.read_bytes()
     stock = PeftModel.from_pretrained(build_model(model_type), folder)
     row = batch.rows[1]
     (result,) = executor.forward_backward([Work(again, Portion((row,)))])
