@@ -1,4 +1,4 @@
-"""Rows of data as people have them: OpenAI chat rows and prompt/completion rows, as JSON Lines.
+"""Rows of data as people have them: OpenAI chat rows, prompt/completion and prompt/answer rows, as JSON Lines.
 
 Here their form is checked and their canonical bytes made; what of a row is learnt is the trainer's business.
 """
@@ -73,6 +73,8 @@ def rows_from_bytes(data: bytes, field: str = "dataset") -> list[Row]:
     for number, body in _parse_lines(data, field):
         where = f"line {number}"
         _check_row(body, where, field)
+        if "messages" not in body and "completion" not in body:
+            raise BadDataset(f"{where} has neither messages nor completion", field=field)
         rows.append(_row_of(body))
     if not rows:
         raise BadDataset("the dataset has no rows", field=field)
@@ -156,12 +158,14 @@ def _check_row(row: JsonRow, where: str, field: str) -> None:
                 raise BadDataset(f"{where} has both messages and {name}", field=field)
         _check_messages(row["messages"], where, field)
         return
-    for name in ("prompt", "completion"):
+    # A prompt with an answer is what a policy samples completions for; it is compared with them, not learnt.
+    learnt = "answer" if "answer" in row and "completion" not in row else "completion"
+    for name in ("prompt", learnt):
         if name not in row:
             raise BadDataset(f"{where} has neither messages nor {name}", field=field)
         if not isinstance(row[name], str):
             raise BadDataset(f"{where}: {name} is not a text", field=field)
-    if not row["completion"]:
+    if learnt == "completion" and not row["completion"]:
         raise BadDataset(f"{where} has an empty completion", field=field)
 
 

@@ -40,6 +40,10 @@ from openmint.events.training import (
     JobStarted,
     OptimizerSpec,
     PromotionSpec,
+    RewardPart,
+    RewardSpec,
+    RolloutSpec,
+    SimpleReward,
     TrainingSpec,
     TrainRequested,
 )
@@ -79,6 +83,10 @@ __all__ = [
     "RevisionQuarantined",
     "RevisionRejected",
     "RevisionRetired",
+    "RewardPart",
+    "RewardSpec",
+    "RolloutSpec",
+    "SimpleReward",
     "TrainRequested",
     "TrainingSpec",
 ]
