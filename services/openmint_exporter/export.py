@@ -17,13 +17,13 @@ from openmint.adapters.facts import (
 )
 from openmint.adapters.inspection import Inspector
 from openmint.adapters.manifest import Manifest
+from openmint.adapters.peft_folder import LoraSettings, LoraTensors, opened, write_peft_folder
 from openmint.adapters.safetensors_header import read_header_of
 from openmint.adapters.signing import SigningKey
 from openmint.bases import BaseFacts
 from openmint.errors import BadAdapter
 from openmint_exporter.checkpoint_file import read_checkpoint_header, verify_checkpoint
 from openmint_exporter.foreign_folder import copy_foreign_folder
-from openmint_exporter.peft_folder import LoraSettings, LoraTensors, opened, write_peft_folder
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ Shape legend: T packed tokens of a micro-batch (padding included), H hidden.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from openmint_trainer.logprobs import target_logprobs
 from openmint_trainer.losses import LossInputs, find_loss
 from openmint_trainer.packing import padded
 from openmint_trainer.resident_base import ResidentBase
-from openmint_trainer.rows import Portion
+from openmint_trainer.rows import Portion, Row, split_batch
 from openmint_trainer.segmented_linear import Segment
 
 
@@ -45,6 +45,7 @@ class Work:
     policy: TrainedPolicy
     portion: Portion
     loss: str = "cross_entropy"
+    config: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,30 @@ class Executor:
             base.route.segments = ()
         return results
 
+    def reference_logprobs(self, rows: Sequence[Row], budget_tokens: int = 2048) -> list[torch.Tensor]:
+        """What the base without any adapter says of the rows' targets, nats, each [L] float32; 0 where untrained."""
+        answers: list[torch.Tensor] = []
+        base = self.base
+        with torch.no_grad():
+            for portion in split_batch(rows, budget_tokens):
+                lengths = [len(row) for row in portion.rows]
+                filler = padded(sum(lengths)) - sum(lengths)
+                lengths += [filler] if filler else []
+                tokens_T = torch.cat([*(row.tokens for row in portion.rows), torch.zeros(filler, dtype=torch.int64)])
+                hidden_TH = base.decoder(
+                    inputs_embeds=base.embeddings(tokens_T[None].to(base.device)),
+                    position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(base.device),
+                    sequence_lengths=lengths,
+                    use_cache=False,
+                ).last_hidden_state[0]
+                for row, hidden in zip(portion.rows, hidden_TH.split(lengths), strict=False):
+                    used = row.weights.nonzero()[:, 0]
+                    logprobs = torch.zeros(len(row))
+                    targets = row.targets[used].to(hidden.device)
+                    logprobs[used] = target_logprobs(hidden[used.to(hidden.device)], base.head_VH, targets).cpu()
+                    answers.append(logprobs)
+        return answers
+
     def _losses(self, work: Sequence[Work], hidden_TH: torch.Tensor) -> tuple[list[WorkResult], list[torch.Tensor]]:
         results: list[WorkResult] = []
         losses: list[torch.Tensor] = []
@@ -131,7 +156,8 @@ class Executor:
             trained = weights.nonzero()[:, 0]
             # Each portion makes its own logits, so that their shapes do not depend on who else is in the batch.
             logprobs = target_logprobs(hidden.index_select(0, trained), self.base.head_VH, targets[trained])
-            output = find_loss(item.loss)(LossInputs(logprobs, weights[trained]))
+            extras = {name: _extra(item.portion.rows, name, trained) for name in _ROW_EXTRAS}
+            output = find_loss(item.loss)(LossInputs(logprobs, weights[trained], **extras), item.config)
             value = float(output.loss.detach())
             if math.isfinite(value):
                 losses.append(output.loss)
@@ -175,6 +201,15 @@ class Executor:
 
 
 _SAVED_KINDS: dict[str, Kind] = {"adapter": "masters", "adam_m": "moment1", "adam_v": "moment2", "grad": "gradients"}
+
+
+_ROW_EXTRAS = ("sampler_logprobs", "advantages", "reference_logprobs")
+
+
+def _extra(rows: Sequence[Row], name: str, trained: torch.Tensor) -> torch.Tensor | None:
+    values: list[torch.Tensor | None] = [getattr(row, name) for row in rows]
+    given = [value for value in values if value is not None]
+    return torch.cat(given).to(trained.device)[trained] if len(given) == len(values) else None
 
 
 def _tokens(work: Sequence[Work]) -> int:

@@ -1,7 +1,7 @@
 """How far a job is, and how long it will take."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from openmint.catalog.rows import Job
 from openmint.events import JobProgressed
@@ -20,6 +20,8 @@ class Progress:
     step: int = 0
     tokens: int = 0
     loss: float | None = None
+    measured: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What a recipe measures of a step beside the loss: reward, kl, gap, staleness."""
     _started_s: float = 0.0
     _first_step: int = 0
     _first_tokens: int = 0
@@ -31,9 +33,12 @@ class Progress:
         self._first_step, self._first_tokens = step, tokens
         self._started_s = self.now()
 
-    def take_step(self, step: int, tokens: int, loss: float) -> JobProgressed | None:
+    def take_step(
+        self, step: int, tokens: int, loss: float, measured: Mapping[str, float] | None = None
+    ) -> JobProgressed | None:
         """Note a step; returns the fact to publish, or None when the last one is too recent."""
         self.step, self.tokens, self.loss = step, tokens, loss
+        self.measured = measured or {}
         if self.now() - self._published_s < PUBLISH_EVERY_S and step < self.steps:
             return None
         self._published_s = self.now()
@@ -54,8 +59,14 @@ class Progress:
             tokens=self.tokens,
             tokens_per_s=round((self.tokens - self._first_tokens) / elapsed_s, 1),
             eta_s=round(elapsed_s / done * (self.steps - self.step), 1) if done else None,
+            reward=self.measured.get("reward"),
+            kl=self.measured.get("kl"),
+            gap=self.measured.get("gap"),
+            staleness=self.measured.get("staleness"),
         )
 
     def as_json(self) -> dict[str, float | int | None]:
         """What stands in the job's row, written by heartbeats."""
-        return self.fact().model_dump(mode="json", include={"step", "steps", "loss", "tokens", "tokens_per_s", "eta_s"})
+        told = {"step", "steps", "loss", "tokens", "tokens_per_s", "eta_s"}
+        measured = {name for name in ("reward", "kl", "gap", "staleness") if name in self.measured}
+        return self.fact().model_dump(mode="json", include=told | measured)

@@ -1,7 +1,7 @@
 """Tokenised rows, and the portions in which they go through the base."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,6 +16,11 @@ class Row:
     tokens: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    sampler_logprobs: torch.Tensor | None = None
+    """Of targets[i], as the revision that sampled it gave it, nats."""
+    advantages: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
+    """Of targets[i] under the base without adapter, nats."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -27,7 +32,7 @@ class Row:
 
     def scaled(self, factor: float) -> "Row":
         """The same row with every weight multiplied."""
-        return Row(self.tokens, self.targets, self.weights * factor)
+        return replace(self, weights=self.weights * factor)
 
 
 def make_row(token_ids: Sequence[int], is_trained: Sequence[bool]) -> Row:

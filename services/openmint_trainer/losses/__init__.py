@@ -3,8 +3,14 @@
 from openmint.errors import BadRequest
 from openmint_trainer.losses.cross_entropy import cross_entropy
 from openmint_trainer.losses.inputs import Loss, LossInputs, LossOutputs
+from openmint_trainer.losses.policy_gradient import cispo, importance_sampling, ppo
 
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy}
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "importance_sampling": importance_sampling,
+    "ppo": ppo,
+    "cispo": cispo,
+}
 
 
 def find_loss(name: str) -> Loss:

@@ -1,5 +1,6 @@
 """What every loss takes and gives. Losses are pure functions over the trained positions of one policy's rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,6 +17,9 @@ class LossInputs:
     logprobs: torch.Tensor
     """Of the target token at each position under the current weights, nats, with gradient."""
     weights: torch.Tensor
+    sampler_logprobs: torch.Tensor | None = None
+    advantages: torch.Tensor | None = None
+    reference_logprobs: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,4 +33,4 @@ class LossOutputs:
 class Loss(Protocol):
     """A loss by name in `openmint_trainer.losses.LOSSES`."""
 
-    def __call__(self, inputs: LossInputs) -> LossOutputs: ...
+    def __call__(self, inputs: LossInputs, config: Mapping[str, float] = ..., /) -> LossOutputs: ...

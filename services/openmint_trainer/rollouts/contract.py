@@ -9,7 +9,9 @@ import math
 from collections.abc import Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
+from uuid import UUID
 
 from openmint.errors import OpenmintError
 
@@ -69,6 +71,31 @@ class Sampler(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class RolloutOwner:
+    """The claim of a job whose policy is sampled. `key` names its run in this process."""
+
+    key: Hashable
+    tenant: str
+    policy: str
+    job_id: UUID
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One policy's weights after `step` optimizer steps. `path` is where they lie, for samplers that need a copy."""
+
+    owner: RolloutOwner
+    step: int
+    path: Path | None = None
+
+    def drop(self) -> None:
+        """The copy is not needed any more."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
 class Samplers(Protocol):
     """Where policies in training are sampled."""
 
@@ -77,10 +104,14 @@ class Samplers(Protocol):
         """Whether a policy may take optimizer steps while its samples are being made."""
         ...
 
-    def lease(self, key: Hashable, step: int) -> AbstractAsyncContextManager[Sampler]:
-        """The weights that the run holds now, after `step` optimizer steps, made ready to be sampled and kept so.
+    async def snapshot(self, owner: RolloutOwner, step: int) -> Snapshot:
+        """Hold on to the weights of now; the caller lets no optimizer step of the run begin before it has returned."""
+        ...
 
-        Raises: LoadTimeout, LoadFailed, NoEngine, Overloaded, StoreUnavailable; KeyError when the run is gone.
+    def lease(self, snapshot: Snapshot) -> AbstractAsyncContextManager[Sampler]:
+        """Those weights made ready to be sampled, and kept so until the end of the block.
+
+        Raises: LoadTimeout, LoadFailed, NoEngine, Overloaded, StoreUnavailable.
         """
         ...
 

@@ -12,8 +12,13 @@ from openmint_trainer.losses import LOSSES, LossInputs, find_loss
 def test_losses_sum_over_positions_so_that_micro_batches_add_up(name: str) -> None:
     logprobs, weights = -torch.rand(12).double(), torch.rand(12).double()
     loss = find_loss(name)
-    whole = loss(LossInputs(logprobs, weights)).loss
-    parts = loss(LossInputs(logprobs[:5], weights[:5])).loss + loss(LossInputs(logprobs[5:], weights[5:])).loss
+    sampled, advantages = logprobs - 0.3, weights - 0.5
+    whole = loss(LossInputs(logprobs, weights, sampled, advantages)).loss
+    first, second = (
+        loss(LossInputs(logprobs[part], weights[part], sampled[part], advantages[part])).loss
+        for part in (slice(5), slice(5, None))
+    )
+    parts = first + second
     assert float(whole) == pytest.approx(float(parts), rel=1e-12)
 
 
