@@ -15,7 +15,7 @@ import structlog
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from openmint.adapters.signing import SigningKey, keys_folder
+from openmint.adapters.signing import BadKey, SigningKey, keys_folder
 from openmint.adapters.store import Store
 from openmint.bases import BaseFacts, read_base_folder
 from openmint.bus.broker import make_broker
@@ -147,6 +147,11 @@ async def _open_rollouts(
     in_flight, endpoints = settings.trainer_rollouts_in_flight, settings.trainer_reward_endpoints
     if settings.trainer_rollouts == "in_process":
         return RolloutAccess(in_process, max_in_flight=in_flight, endpoints=endpoints)
+    try:
+        key = SigningKey.load_or_create(settings.trainer_key_folder or keys_folder(settings.state_dir))
+    except (BadKey, OSError) as error:
+        log.warning("rollouts.without_engines", reason=f"no key signs ephemeral revisions: {error}")
+        return RolloutAccess(in_process, max_in_flight=in_flight, endpoints=endpoints)
     http = await stack.enter_async_context(
         httpx.AsyncClient(
             headers={"authorization": f"Bearer {settings.engine_key}"},
@@ -160,7 +165,6 @@ async def _open_rollouts(
     waiter = LoadWaiter(bus, view)
     await waiter.start()
     stack.push_async_callback(waiter.close)
-    key = SigningKey.load_or_create(settings.trainer_key_folder or keys_folder(settings.state_dir))
     # What the base computes in: a coarser rounding would only widen the gap between trainer and engine.
     dtype = str(executor.base.dtype).removeprefix("torch.")
     revisions = EphemeralRevisions(Store.open(settings.store_url), key, facts, dtype)
