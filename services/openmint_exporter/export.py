@@ -7,7 +7,6 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from openmint.adapters.expert_layout import parameter_name
 from openmint.adapters.facts import (
     MANIFEST_FILE,
     SIGNATURE_FILE,
@@ -18,13 +17,13 @@ from openmint.adapters.facts import (
 )
 from openmint.adapters.inspection import Inspector
 from openmint.adapters.manifest import Manifest
+from openmint.adapters.peft_folder import LoraSettings, LoraTensors, opened, write_peft_folder
 from openmint.adapters.safetensors_header import read_header_of
 from openmint.adapters.signing import SigningKey
 from openmint.bases import BaseFacts
 from openmint.errors import BadAdapter
 from openmint_exporter.checkpoint_file import read_checkpoint_header, verify_checkpoint
 from openmint_exporter.foreign_folder import copy_foreign_folder
-from openmint_exporter.peft_folder import LoraSettings, LoraTensors, opened, write_peft_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +91,7 @@ def _write_from_checkpoint(checkpoint: Path, base: BaseFacts, dtype: str, folder
                 f"the checkpoint is of base {meta.base} {meta.base_digest}, not of {base.name} {base.digest}",
                 field="base_digest",
             )
-        linears = {module for (module, _), entry in entries.items() if len(entry.shape) == 2}
-        parameters = {module for (module, _), entry in entries.items() if len(entry.shape) == 3}
-        settings = LoraSettings(
-            base.name,
-            meta.rank,
-            meta.alpha,
-            tuple(target for target in meta.targets if target in {module.rpartition(".")[2] for module in linears}),
-            tuple(sorted({parameter_name(path) for path in parameters})),
-        )
+        settings = LoraSettings.of(base.name, meta.rank, meta.alpha, meta.targets, entries)
         write_peft_folder(folder, LoraTensors(descriptor, entries), settings, dtype)
 
 

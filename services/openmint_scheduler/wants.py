@@ -40,10 +40,10 @@ def want(
 
 
 def note_use(state: SchedulerState, digest: str, load_class: LoadClass, now_s: float) -> None:
-    """Remember whether anybody but an evaluation has asked for a revision; a prefetch is our own idea."""
+    """Remember whether anybody but evaluations and rollouts has asked for a revision; a prefetch is our own idea."""
     if load_class == "prefetch":
         return
-    if load_class != "evaluation":
+    if load_class not in ("evaluation", "rollout"):
         state.only_evaluated.pop(digest, None)
     elif digest in state.only_evaluated or not state.ledger.holders(digest):
         state.only_evaluated[digest] = now_s

@@ -7,21 +7,27 @@ import signal
 import socket
 import sys
 import tempfile
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import structlog
 from transformers import AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from openmint.adapters.signing import BadKey, SigningKey, keys_folder
 from openmint.adapters.store import Store
-from openmint.bases import read_base_folder
+from openmint.bases import BaseFacts, read_base_folder
 from openmint.bus.broker import make_broker
-from openmint.bus.connection import connect_bus
+from openmint.bus.connection import Bus, connect_bus
 from openmint.bus.outbox import OutboxRelay
 from openmint.catalog.bases import find_base
 from openmint.catalog.database import Catalog
 from openmint.catalog.outbox_rows import oldest_unsent_s
 from openmint.endings import end
+from openmint.engines.loads import LoadWaiter
+from openmint.engines.residency import ResidencyView
+from openmint.engines.resident_list import HostLists
 from openmint.errors import Conflict, OpenmintError
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
@@ -30,7 +36,13 @@ from openmint_trainer.handlers import subscribe
 from openmint_trainer.loop import LoopSettings, TrainerLoop
 from openmint_trainer.mixed_training import MixedTraining
 from openmint_trainer.resident_base import load_base, use_one_thread
+from openmint_trainer.rollouts.access import RolloutAccess
+from openmint_trainer.rollouts.decoding import MixedDecoder
+from openmint_trainer.rollouts.engines import EngineSamplers, EngineSettings
+from openmint_trainer.rollouts.ephemeral import EphemeralRevisions
+from openmint_trainer.rollouts.in_process import InProcessSamplers
 from openmint_trainer.settings import TrainerSettings
+from openmint_trainer.training_thread import TrainingThread
 
 log = structlog.get_logger()
 
@@ -77,8 +89,13 @@ async def serve(settings: TrainerSettings) -> None:
         tokenizer = AutoTokenizer.from_pretrained(settings.base_folder, local_files_only=True)
         executor = Executor(base, settings.trainer_slots, settings.trainer_bank_bytes)
         training = MixedTraining(executor, settings.trainer_token_budget)
+        thread = TrainingThread()
         wake = asyncio.Event()
-        with tempfile.TemporaryDirectory(prefix="openmint-trainer-") as folder:
+        async with AsyncExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="openmint-trainer-"))
+            access = await _open_rollouts(
+                stack, settings, bus, facts, executor, training, thread, Path(folder), tokenizer.eos_token_id
+            )
             owner = f"{socket.gethostname()}-{os.getpid()}"
             loop = TrainerLoop(
                 LoopSettings(
@@ -96,6 +113,8 @@ async def serve(settings: TrainerSettings) -> None:
                 training,
                 tokenizer,
                 wake,
+                thread,
+                access,
             )
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, loop.stop)
@@ -115,6 +134,68 @@ async def serve(settings: TrainerSettings) -> None:
     finally:
         await bus.close()
         await catalog.close()
+
+
+async def _open_rollouts(
+    stack: AsyncExitStack,
+    settings: TrainerSettings,
+    bus: Bus,
+    facts: BaseFacts,
+    executor: Executor,
+    training: MixedTraining,
+    thread: TrainingThread,
+    folder: Path,
+    end_token: int | None,
+) -> RolloutAccess:
+    """The places at which policies are sampled, open until the stack closes."""
+    in_process = InProcessSamplers(MixedDecoder(executor.base, end_token, training.budget_tokens), training, thread)
+    stack.push_async_callback(in_process.close)
+    in_flight, endpoints = settings.trainer_rollouts_in_flight, settings.trainer_reward_endpoints
+    if settings.trainer_rollouts == "in_process":
+        return RolloutAccess(in_process, max_in_flight=in_flight, endpoints=endpoints)
+    try:
+        key = SigningKey.load_or_create(settings.trainer_key_folder or keys_folder(settings.state_dir))
+    except (BadKey, OSError) as error:
+        log.warning("rollouts.without_engines", reason=f"no key signs ephemeral revisions: {error}")
+        return RolloutAccess(in_process, max_in_flight=in_flight, endpoints=endpoints)
+    http = await stack.enter_async_context(
+        httpx.AsyncClient(
+            headers={"authorization": f"Bearer {settings.engine_key}"},
+            timeout=settings.trainer_rollout_request_timeout_s,
+            trust_env=False,
+        )
+    )
+    view = ResidencyView(HostLists(settings.engine_read_key))
+    await view.start(bus)
+    stack.push_async_callback(view.close)
+    waiter = LoadWaiter(bus, view)
+    await waiter.start()
+    stack.push_async_callback(waiter.close)
+    # What the base computes in: a coarser rounding would only widen the gap between trainer and engine.
+    dtype = str(executor.base.dtype).removeprefix("torch.")
+    revisions = EphemeralRevisions(Store.open(settings.store_url), key, facts, dtype)
+    engines = EngineSamplers(
+        EngineSettings(
+            base=facts.name,
+            pool=settings.trainer_rollout_pool,
+            load_deadline_s=settings.trainer_rollout_load_deadline_s,
+            requests_at_once=settings.trainer_rollout_requests,
+        ),
+        waiter,
+        http,
+        revisions,
+        executor,
+        training,
+        thread,
+        folder,
+    )
+    return RolloutAccess(
+        in_process,
+        engines,
+        lambda: view.has_engine(facts.name, settings.trainer_rollout_pool),
+        in_flight,
+        endpoints,
+    )
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def packed_causal_attention(
     if query.is_cuda and s_aux is None:
         return _attend_by_kernel(query, key, value, lengths, scaling, sliding_window), None
     attended = [
-        _attend(q, k, v, scaling, sliding_window, s_aux)
+        attend_before(q, k, v, scaling, sliding_window, s_aux)
         for q, k, v in zip(
             query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True
         )
@@ -52,7 +52,7 @@ def packed_causal_attention(
     return torch.cat(attended, dim=2).transpose(1, 2), None
 
 
-def _attend(
+def attend_before(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -60,6 +60,10 @@ def _attend(
     window: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
+    """Each position of a sequence over itself and what is before it, at most `window` - 1 positions back.
+
+    Shapes: q [B, heads, L, d], k [B, K, L, d], v [B, K, L, e], sinks [heads]; the answer is [B, heads, L, e].
+    """
     length = q.shape[2]
     is_grouped = q.shape[1] != k.shape[1]
     if sinks is None and (window is None or length <= window):
@@ -67,11 +71,25 @@ def _attend(
     seen_LL = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     if window is not None:
         seen_LL &= ~seen_LL.tril(-window)
+    return attend_seen(q, k, v, seen_LL, scaling, sinks)
+
+
+def attend_seen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    seen: torch.Tensor,
+    scaling: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention over what is seen: bool, broadcast to [B, heads, Q, L], for queries [B, heads, Q, d]."""
+    is_grouped = q.shape[1] != k.shape[1]
     if sinks is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen_LL, scale=scaling, enable_gqa=is_grouped)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scaling, enable_gqa=is_grouped)
     # A sink is one more key that is zero, so that its logit is what the mask adds, with a value that is zero.
-    bias = torch.zeros(1, q.shape[1], length, length + 1, dtype=q.dtype, device=q.device)
-    bias[..., :length].masked_fill_(~seen_LL, float("-inf"))
+    length = k.shape[2]
+    bias = torch.zeros(q.shape[0], q.shape[1], q.shape[2], length + 1, dtype=q.dtype, device=q.device)
+    bias[..., :length].masked_fill_(~seen, float("-inf"))
     bias[..., length] = sinks.to(q.dtype)[:, None]
     return F.scaled_dot_product_attention(
         q, F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), attn_mask=bias, scale=scaling, enable_gqa=is_grouped

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Coroutine, Hashable
+from collections.abc import Coroutine, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,13 +22,17 @@ from openmint.catalog.rows import Job
 from openmint.endings import end
 from openmint.errors import BadRequest, CallerMistake, Fenced, OpenmintError, Overloaded, TryAgain
 from openmint.events import Cause, Fact, JobProgressed, TrainRequested
+from openmint.row_forms import JsonRow
 from openmint_trainer.checkpoints import Checkpoint, read_checkpoint
-from openmint_trainer.data import Tokenizer
 from openmint_trainer.dataset_source import read_dataset
 from openmint_trainer.held_job import HeldJob, PendingCheckpoint, checkpoint_file
-from openmint_trainer.mixed_training import MixedTraining, RunFailed, StepFinished
+from openmint_trainer.mixed_training import MixedTraining, Run, RunFailed, StepFinished
 from openmint_trainer.progress import Progress
 from openmint_trainer.recipes import read_rows
+from openmint_trainer.rollouts.access import RolloutAccess, make_plan
+from openmint_trainer.rollouts.contract import RolloutOwner
+from openmint_trainer.rollouts.desk import RolloutDesk, RolloutReady
+from openmint_trainer.rollouts.prompts import RolloutTokenizer
 from openmint_trainer.rows import Row
 from openmint_trainer.training_thread import TrainingThread
 
@@ -75,8 +79,10 @@ class TrainerLoop:
         store: Store,
         bus: ProgressBus,
         training: MixedTraining,
-        tokenizer: Tokenizer,
+        tokenizer: RolloutTokenizer,
         wake: asyncio.Event,
+        thread: TrainingThread,
+        rollouts: RolloutAccess,
     ) -> None:
         self._settings = settings
         self._catalog = catalog
@@ -85,11 +91,13 @@ class TrainerLoop:
         self._training = training
         self._tokenizer = tokenizer
         self._wake = wake
-        self._thread = TrainingThread()
+        self._thread = thread
+        self._rollouts = rollouts
         self._stopping = asyncio.Event()
         self._drain_until_s = math.inf
         self._claim_again_s = 0.0
         self._work = asyncio.Event()
+        self._desk = RolloutDesk(rollouts.max_in_flight, self._work.set)
         self._jobs: dict[Hashable, _Admitted] = {}
         self._arriving: dict[Hashable, HeldJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,6 +123,7 @@ class TrainerLoop:
             await self._hand_back()
         finally:
             await end(claiming, training, *self._tasks)
+            await self._desk.close()
             for held in self._all_held():
                 await held.close()
             self._thread.close()
@@ -156,14 +165,18 @@ class TrainerLoop:
         job = held.job
         try:
             spec = _read_spec(job)
-            rows = await self._rows_of(held, spec)
+            raw = await held.persist(lambda: read_dataset(self._store, held.job.tenant, spec.dataset))
+            rows, lag = await self._prepare(held, spec, raw)
             checkpoint = await self._checkpoint_of(held)
             if self._stopping.is_set():
                 await held.release()
                 return
-            run = await self._thread.run(lambda: self._training.admit(held.key, job.tenant, spec, rows, checkpoint))
+            run = await self._thread.run(
+                lambda: self._training.admit(held.key, job.tenant, spec, rows, checkpoint, lag)
+            )
             held.progress.start(run.step, run.tokens)
             self._jobs[held.key] = _Admitted(held, spec)
+            await self._begin_rollouts(run)
             if run.is_done:
                 await self._finish(held.key)
             self._work.set()
@@ -179,13 +192,27 @@ class TrainerLoop:
             log.warning("job.refused", job_id=str(job.job_id), error=str(error), exc_info=not _is_ours(error))
             await held.fail(cause_of(error))
         finally:
+            if held.key not in self._jobs:
+                await self._desk.leave(held.key)
             if held.is_lost or held.key in self._jobs:
                 self._arriving.pop(held.key, None)
             self._wake.set()
 
-    async def _rows_of(self, held: HeldJob, spec: TrainRequested) -> list[Row]:
-        raw = await held.persist(lambda: read_dataset(self._store, held.job.tenant, spec.dataset))
-        return await asyncio.to_thread(read_rows, spec, raw, self._tokenizer)
+    async def _prepare(self, held: HeldJob, spec: TrainRequested, raw: Sequence[JsonRow]) -> tuple[list[Row], int]:
+        """The rows to learn, or a place at the desk; and how many steps sampling may run ahead."""
+        if spec.recipe != "grpo":
+            return await asyncio.to_thread(read_rows, spec, raw, self._tokenizer), 0
+        plan = await asyncio.to_thread(
+            make_plan, spec, raw, self._tokenizer, self._training.budget_tokens, self._rollouts.endpoints
+        )
+        samplers = await self._rollouts.choose()
+        job = held.job
+        self._desk.enter(RolloutOwner(held.key, job.tenant, job.policy, job.job_id, job.fence), plan, samplers)
+        return [], plan.spec.max_staleness if samplers.overlaps else 0
+
+    async def _begin_rollouts(self, run: Run) -> None:
+        if run.rollouts is not None and not run.is_done and not self._stopping.is_set():
+            await self._desk.begin(run.key, run.step, run.rollouts.due(run.step))
 
     async def _checkpoint_of(self, held: HeldJob) -> Checkpoint | None:
         async def latest() -> checkpoints.Checkpoint | None:
@@ -207,6 +234,7 @@ class TrainerLoop:
     async def _train_until_stopped(self) -> None:
         while True:
             await self._drop_lost_and_cancelled()
+            await self._take_rollouts()
             if self._stopping.is_set():
                 self._training.is_draining = True
                 # A step too long to end in time is lost; the job goes on from its last checkpoint.
@@ -221,15 +249,38 @@ class TrainerLoop:
             for event in await self._thread.run(self._training.advance):
                 await self._take(event)
 
+    async def _take_rollouts(self) -> None:
+        for outcome in self._desk.take():
+            if outcome.key not in self._jobs:
+                continue
+            if isinstance(outcome, RolloutReady):
+                ready = outcome
+                await self._thread.run(lambda: self._training.deliver(ready.key, ready.batch))  # noqa: B023
+            else:
+                await self._fail(outcome.key, outcome.error)
+
+    async def _fail(self, key: Hashable, error: Exception) -> None:
+        held = self._jobs[key].held
+        log.warning("job.not_trained_on", job_id=str(held.job.job_id), error=str(error), exc_info=not _is_ours(error))
+        await self._drop(key)
+        self._arriving[key] = held
+
+        async def fail() -> None:
+            try:
+                await held.fail(cause_of(error))
+            finally:
+                self._arriving.pop(key, None)
+                self._wake.set()
+
+        self._spawn(fail())
+
     async def _take(self, event: StepFinished | RunFailed) -> None:
         admitted = self._jobs.get(event.key)
         if admitted is None:
             return
         held = admitted.held
         if isinstance(event, RunFailed):
-            log.warning("job.diverged", job_id=str(held.job.job_id), error=event.error.detail)
-            await self._drop(event.key)
-            self._spawn(held.fail(cause_of(event.error)))
+            await self._fail(event.key, event.error)
             return
         fact = held.progress.take_step(event.step, event.tokens, event.loss, event.metrics)
         if fact is not None:
@@ -241,6 +292,8 @@ class TrainerLoop:
             await self._save(event.key, want_revision)
         if is_last:
             await self._finish(event.key)
+        elif event.key in self._jobs:
+            await self._begin_rollouts(self._training.runs[event.key])
 
     async def _save(self, key: Hashable, want_revision: bool) -> None:
         held = self._jobs[key].held
@@ -281,6 +334,7 @@ class TrainerLoop:
 
     async def _drop(self, key: Hashable) -> None:
         del self._jobs[key]
+        await self._desk.leave(key)
         await self._thread.run(lambda: self._training.drop(key))
         self._wake.set()
 
@@ -289,7 +343,7 @@ class TrainerLoop:
     async def _hand_back(self) -> None:
         for key, admitted in list(self._jobs.items()):
             held, run = admitted.held, self._training.runs[key]
-            if not held.is_lost and run.is_between_steps and run.step > held.newest_step:
+            if not held.is_lost and run.may_be_saved and run.step > held.newest_step:
                 await self._save(key, want_revision=False)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_s):

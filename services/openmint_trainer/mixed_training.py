@@ -4,10 +4,13 @@ One call of `advance` is one micro-batch. A run takes an optimizer step as soon 
 whatever the others are doing, so a long batch never holds up a short one.
 """
 
+import hashlib
 from collections import deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import torch
 
 from openmint.errors import OpenmintError
 from openmint.events import TrainRequested
@@ -16,8 +19,9 @@ from openmint_trainer.banks import AdapterShape
 from openmint_trainer.checkpoints import BrokenCheckpoint, Checkpoint, CheckpointMeta, SavedFile, encode_generator
 from openmint_trainer.executor import Executor, TrainedPolicy, Work
 from openmint_trainer.packing import Packer, check_budget, check_vocabulary
-from openmint_trainer.recipes import RECIPES, FromRows
+from openmint_trainer.recipes import RECIPES, FromRows, GroupRelativePolicyOptimisation
 from openmint_trainer.references import ReferenceCache
+from openmint_trainer.rollouts.episodes import RolloutBatch
 from openmint_trainer.rows import Portion, Row, split_batch
 
 PORTION_TOKENS = 512
@@ -32,7 +36,7 @@ class Run:
     key: Hashable
     tenant: str
     policy: TrainedPolicy
-    recipe: FromRows
+    recipe: FromRows | GroupRelativePolicyOptimisation
     references: ReferenceCache
     step: int = 0
     tokens: int = 0
@@ -42,6 +46,25 @@ class Run:
     in_step_tokens: int = 0
     in_step_metrics: dict[str, float] = field(default_factory=dict[str, float])
     is_between_steps: bool = True
+    failure: OpenmintError | None = None
+    """Why its next step can't be taken."""
+
+    @property
+    def rollouts(self) -> GroupRelativePolicyOptimisation | None:
+        """The recipe, when it learns from rollouts."""
+        return self.recipe if isinstance(self.recipe, GroupRelativePolicyOptimisation) else None
+
+    @property
+    def may_begin(self) -> bool:
+        """Whether the rows of its next step are there; while rollouts are out it has no work for the packer."""
+        if self.waiting or self.is_done or self.failure or self.policy.diverged or not self.is_between_steps:
+            return False
+        return self.rollouts is None or self.rollouts.is_ready(self.step)
+
+    @property
+    def may_be_saved(self) -> bool:
+        """Whether a checkpoint made now would resume exactly."""
+        return self.is_between_steps and (self.rollouts is None or self.rollouts.is_exact_at(self.step))
 
     @property
     def is_done(self) -> bool:
@@ -92,18 +115,26 @@ class MixedTraining:
     @property
     def has_work(self) -> bool:
         """Whether `advance` would do anything."""
-        return any(run.waiting or not (run.is_done or self.is_draining) for run in self._runs.values())
+        return any(run.waiting or (run.may_begin and not self.is_draining) for run in self._runs.values())
 
     def admit(
-        self, key: Hashable, tenant: str, spec: TrainRequested, rows: list[Row], checkpoint: Checkpoint | None = None
+        self,
+        key: Hashable,
+        tenant: str,
+        spec: TrainRequested,
+        rows: list[Row],
+        checkpoint: Checkpoint | None = None,
+        rollout_lag: int = 0,
     ) -> Run:
-        """Give a job a slot, fresh or from a checkpoint.
+        """Give a job a slot, fresh or from a checkpoint. A job of rollouts comes without rows.
+
+        `rollout_lag` is how many steps its sampling may run ahead of its learning.
 
         Raises: BadRequest for targets, rank or loss, BadDataset for a row above the token budget or with a token that
             the base lacks, Overloaded when no slot is free, BrokenCheckpoint when the checkpoint is of another
             training.
         """
-        recipe_class = RECIPES[spec.recipe]
+        recipe_class = GroupRelativePolicyOptimisation if spec.recipe == "grpo" else RECIPES[spec.recipe]
         recipe_class.check(spec)
         check_budget(rows, self._packer.budget_tokens, recipe_class.unit_rows)
         check_vocabulary(rows, self._executor.base.head_VH.shape[0], recipe_class.unit_rows)
@@ -114,8 +145,11 @@ class MixedTraining:
         else:
             _check_same_training(checkpoint.meta, shape, self._executor)
             policy = self._executor.restore(checkpoint)
-        cursor = checkpoint.meta.cursor if checkpoint else None
-        recipe = recipe_class(rows, spec, policy.generator, cursor)
+        try:
+            recipe = self._make_recipe(spec, rows, policy, checkpoint.meta if checkpoint else None, rollout_lag)
+        except OpenmintError:
+            self._executor.close(policy)
+            raise
         run = Run(key, tenant, policy, recipe, ReferenceCache(rows, self._executor.reference_logprobs))
         if checkpoint is not None:
             run.step, run.tokens, run.last_loss = (
@@ -127,6 +161,27 @@ class MixedTraining:
         self._packer.enter(key, tenant)
         return run
 
+    def _make_recipe(
+        self, spec: TrainRequested, rows: list[Row], policy: TrainedPolicy, meta: CheckpointMeta | None, lag: int
+    ) -> FromRows | GroupRelativePolicyOptimisation:
+        if spec.recipe == GroupRelativePolicyOptimisation.name:
+            budget = self._packer.budget_tokens
+            return GroupRelativePolicyOptimisation(
+                spec, lag, meta.step if meta else 0, lambda rows: self._executor.reference_logprobs(rows, budget)
+            )
+        return RECIPES[spec.recipe](rows, spec, policy.generator, meta.cursor if meta else None)
+
+    @property
+    def budget_tokens(self) -> int:
+        """The most tokens that a row may have."""
+        return self._packer.budget_tokens
+
+    def deliver(self, key: Hashable, batch: RolloutBatch) -> None:
+        """Episodes of a run have come; one that is gone does not want them any more."""
+        run = self._runs.get(key)
+        if run is not None and run.rollouts is not None:
+            run.rollouts.deliver(batch)
+
     def drop(self, key: Hashable) -> None:
         """Take a run out and give its slot back."""
         run = self._runs.pop(key)
@@ -135,12 +190,17 @@ class MixedTraining:
 
     def advance(self) -> list[StepFinished | RunFailed]:
         """One micro-batch; tells which runs took a step or failed. A failed run stays until it is dropped."""
+        events: list[StepFinished | RunFailed] = []
         for run in self._runs.values():
-            if not run.waiting and not run.is_done and not self.is_draining and not run.policy.diverged:
+            if run.may_begin and not self.is_draining:
                 self._begin_step(run)
+                if run.failure is not None:
+                    events.append(RunFailed(run.key, run.failure))
+                elif not run.waiting:
+                    events.append(self._end_step(run))
         chosen = self._packer.pack({key: run.waiting for key, run in self._runs.items()})
         if not chosen:
-            return []
+            return events
         work = [self._work_of(self._runs[key], portion) for key, portion in chosen]
         results = self._executor.forward_backward(work)
         for (key, portion), result in zip(chosen, results, strict=True):
@@ -149,8 +209,17 @@ class MixedTraining:
             run.in_step_tokens += portion.tokens
             for name, value in result.metrics.items():
                 run.in_step_metrics[name] = run.in_step_metrics.get(name, 0.0) + value
+            if run.rollouts is not None and not run.policy.diverged:
+                run.rollouts.observe(portion, result.logprobs)
         touched = dict.fromkeys(key for key, _ in chosen)
-        return [self._end_step(self._runs[key]) for key in touched if not self._runs[key].waiting]
+        return [*events, *(self._end_step(self._runs[key]) for key in touched if not self._runs[key].waiting)]
+
+    def weights_digest(self, key: Hashable) -> str:
+        """`sha256:…` of a run's weights as the base computes with them."""
+        policy = self._runs[key].policy
+        row = self._executor.banks.bank_of(policy.slot).row(policy.slot).compute
+        raw = row.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        return f"sha256:{hashlib.sha256(raw).hexdigest()}"
 
     def save(self, key: Hashable, path: Path) -> SavedFile:
         """Write a run's checkpoint. Only between two of its steps, where it is exact.
@@ -184,21 +253,40 @@ class MixedTraining:
         return Work(run.policy, completed, run.recipe.loss, run.recipe.config)
 
     def _begin_step(self, run: Run) -> None:
-        run.waiting.extend(split_batch(run.recipe.next_batch(), self._portion_tokens, run.recipe.unit_rows))
+        try:
+            batch = _next_batch(run)
+        except OpenmintError as error:
+            run.failure = type(error)(f"step {run.step + 1}: {error.detail}", field=error.field)
+            return
+        run.waiting.extend(split_batch(batch, self._portion_tokens, run.recipe.unit_rows))
         run.in_step_loss, run.in_step_tokens, run.in_step_metrics = 0.0, 0, {}
         run.is_between_steps = False
 
     def _end_step(self, run: Run) -> StepFinished | RunFailed:
         run.is_between_steps = True
+        measured: Mapping[str, float] = {}
+        grad_norm = 0.0
         try:
-            grad_norm = self._executor.optim_step(run.policy, run.recipe.adam(run.step + 1))
+            if run.rollouts is not None and not run.policy.diverged:
+                measured = run.rollouts.close_step(run.step, lambda: self.weights_digest(run.key))
+            # A step whose groups were all alike teaches nothing, and moves neither weights nor moments.
+            if run.in_step_tokens or run.policy.diverged:
+                grad_norm = self._executor.optim_step(run.policy, run.recipe.adam(run.step + 1))
         except OpenmintError as error:
-            return RunFailed(run.key, type(error)(f"step {run.step + 1}: {error.detail}", field=error.field))
+            run.failure = type(error)(f"step {run.step + 1}: {error.detail}", field=error.field)
+            return RunFailed(run.key, run.failure)
         run.step += 1
         run.tokens += run.in_step_tokens
         run.last_loss = run.in_step_loss
-        told = run.recipe.tell(run.in_step_metrics)
+        told = {**run.recipe.tell(run.in_step_metrics), **measured}
         return StepFinished(run.key, run.step, run.in_step_loss, run.tokens, grad_norm, told)
+
+
+def _next_batch(run: Run) -> list[Row]:
+    recipe = run.recipe
+    if isinstance(recipe, GroupRelativePolicyOptimisation):
+        return recipe.next_batch(run.step)
+    return recipe.next_batch()
 
 
 def _check_same_training(meta: CheckpointMeta, shape: AdapterShape, executor: Executor) -> None:

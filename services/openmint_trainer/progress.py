@@ -9,6 +9,9 @@ from openmint.events import JobProgressed
 PUBLISH_EVERY_S = 1.0
 """A watcher's eye needs no more, and a tiny job would otherwise flood the bus with its steps."""
 
+OWN_FIELDS = ("reward", "kl", "gap", "staleness")
+"""Metrics of a recipe that have fields of their own in the fact."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -21,6 +24,7 @@ class Progress:
     tokens: int = 0
     loss: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    """What the recipe tells of the last step beside its loss."""
     _started_s: float = 0.0
     _first_step: int = 0
     _first_tokens: int = 0
@@ -55,12 +59,17 @@ class Progress:
             step=self.step,
             steps=self.steps,
             loss=self.loss,
-            metrics=dict(self.metrics),
+            metrics={name: value for name, value in self.metrics.items() if name not in OWN_FIELDS},
             tokens=self.tokens,
             tokens_per_s=round((self.tokens - self._first_tokens) / elapsed_s, 1),
             eta_s=round(elapsed_s / done * (self.steps - self.step), 1) if done else None,
+            reward=self.metrics.get("reward"),
+            kl=self.metrics.get("kl"),
+            gap=self.metrics.get("gap"),
+            staleness=self.metrics.get("staleness"),
         )
 
     def as_json(self) -> dict[str, float | int | None]:
         """What stands in the job's row, written by heartbeats."""
-        return self.fact().model_dump(mode="json", include={"step", "steps", "loss", "tokens", "tokens_per_s", "eta_s"})
+        told = {"step", "steps", "loss", "tokens", "tokens_per_s", "eta_s"}
+        return self.fact().model_dump(mode="json", include=told | (self.metrics.keys() & OWN_FIELDS))

@@ -13,7 +13,15 @@ from pydantic import JsonValue
 
 from openmint.adapters.strict_json import NotStrict, read_strict_json
 from openmint.errors import BadDataset
-from openmint.row_forms import NOT_RENDERED, JsonRow, check_messages, check_preference, check_tokens, form_of
+from openmint.row_forms import (
+    NOT_RENDERED,
+    JsonRow,
+    check_messages,
+    check_preference,
+    check_prompt,
+    check_tokens,
+    form_of,
+)
 
 MAX_ROWS = 1_000_000
 MAX_BYTES = 1 << 30
@@ -149,6 +157,8 @@ def _check_row(row: JsonRow, where: str, field: str) -> None:
             check_preference(row, where, field)
         case "tokens":
             check_tokens(row, where, field)
+        case "prompt":
+            check_prompt(row, where, field)
         case "text":
             _check_text(row, where, field)
 

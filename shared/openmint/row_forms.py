@@ -1,6 +1,7 @@
-"""The forms that a row of data may have: a text to learn, a preference, or tokens with what is known of each.
+"""The forms that a row of data may have: a text to learn, a preference, a prompt with the answer that completions to it
+are compared with, or tokens with what is known of each.
 
-A recipe reads one form. The form of a row shows in its keys, so that data can be put before anybody trains on it.
+A recipe reads some of them. The form of a row shows in its keys, so that data can be put before anybody trains on it.
 """
 
 import json
@@ -14,10 +15,17 @@ from openmint.adapters.escaping import shown
 from openmint.errors import BadDataset
 
 JsonRow = Mapping[str, JsonValue]
-Form = Literal["text", "preference", "tokens"]
+Form = Literal["text", "preference", "prompt", "tokens"]
 
-FORM_OF_RECIPE: dict[str, Form] = {"sft": "text", "dpo": "preference", "distillation": "tokens", "weights": "tokens"}
-"""What a recipe reads. A recipe that is not here looks at its rows itself."""
+FORM_OF_RECIPE: dict[str, tuple[Form, ...]] = {
+    "sft": ("text",),
+    "dpo": ("preference",),
+    "distillation": ("tokens",),
+    "weights": ("tokens",),
+    "grpo": ("prompt", "text"),
+}
+"""What a recipe reads; of a text grpo takes what is to be learnt as the answer. A recipe that is not here looks at its
+rows itself."""
 
 MAX_MESSAGES = 4096
 MAX_TOP_K = 128
@@ -39,7 +47,8 @@ def form_of(row: JsonRow) -> Form:
     for form, keys in _KEYS.items():
         if any(key in row for key in keys):
             return form
-    return "text"
+    # What already has a completion may carry an answer as one more thing that a reward reads.
+    return "prompt" if "answer" in row and "completion" not in row and "messages" not in row else "text"
 
 
 def check_form(rows: Sequence[JsonRow], recipe: str, field: str = "dataset") -> None:
@@ -49,9 +58,10 @@ def check_form(rows: Sequence[JsonRow], recipe: str, field: str = "dataset") -> 
     """
     wanted = FORM_OF_RECIPE.get(recipe)
     for number, row in enumerate(rows, start=1):
-        if wanted is not None and form_of(row) != wanted:
+        if wanted is not None and form_of(row) not in wanted:
             raise BadDataset(
-                f"row {number} is a row of {form_of(row)}; recipe {recipe} reads rows of {wanted}", field=field
+                f"row {number} is a row of {form_of(row)}; recipe {recipe} reads rows of {' or '.join(wanted)}",
+                field=field,
             )
         if recipe in ("distillation", "weights"):
             key = "teacher_tokens" if recipe == "distillation" else "weights"
@@ -79,6 +89,18 @@ def check_preference(row: JsonRow, where: str, field: str) -> None:
             check_messages(row[name], f"{where}: {name}", field, roles=frozenset({"assistant"}))
     if row["chosen"] == row["rejected"]:
         raise BadDataset(f"{where} prefers an answer to itself: chosen and rejected are equal", field=field)
+
+
+def check_prompt(row: JsonRow, where: str, field: str) -> None:
+    """{prompt, answer}, both texts. The answer may be empty: not every reward reads it.
+
+    Raises: BadDataset naming the row and its field.
+    """
+    for name in ("prompt", "answer"):
+        if name not in row:
+            raise BadDataset(f"{where} has no {name}", field=field)
+        if not isinstance(row[name], str):
+            raise BadDataset(f"{where}: {name} is not a text", field=field)
 
 
 def check_tokens(row: JsonRow, where: str, field: str) -> None:

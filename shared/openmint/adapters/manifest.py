@@ -72,9 +72,12 @@ class Manifest(_Strict):
     files: dict[str, ManifestFile] = Field(min_length=1)
     no_op: bool = False
     """True when it is meant to change nothing; the gate then asks for that."""
+    rollout_of: str = Field(default="", max_length=200)
+    """Of an ephemeral revision: the claim and step that it samples for, so that it shares its digest with nothing that
+    the catalogue names and may be deleted with its files. Left out of the bytes when empty."""
 
     @classmethod
-    def of(cls, facts: AdapterFacts, base_digest: str, *, no_op: bool = False) -> Self:
+    def of(cls, facts: AdapterFacts, base_digest: str, *, no_op: bool = False, rollout_of: str = "") -> Self:
         """The manifest of a folder that passed the checks."""
         return cls(
             base=facts.base,
@@ -86,6 +89,7 @@ class Manifest(_Strict):
             tensors={n: ManifestTensor(shape=list(t.shape), sha256=t.sha256) for n, t in facts.tensors.items()},
             files={n: ManifestFile(bytes=f.bytes, sha256=f.sha256) for n, f in facts.files.items()},
             no_op=no_op,
+            rollout_of=rollout_of,
         )
 
     @classmethod
@@ -106,7 +110,10 @@ class Manifest(_Strict):
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, as the catalogue keeps them."""
-        return self.model_dump(mode="json")
+        body = self.model_dump(mode="json")
+        if not self.rollout_of:
+            del body["rollout_of"]
+        return body
 
     def canonical_bytes(self) -> bytes:
         """Sorted keys, no blanks, UTF-8."""

@@ -41,6 +41,10 @@ from openmint.events.training import (
     LossSpec,
     OptimizerSpec,
     PromotionSpec,
+    RewardPart,
+    RewardSpec,
+    RolloutSpec,
+    SimpleReward,
     TrainingSpec,
     TrainRequested,
 )
@@ -81,6 +85,10 @@ __all__ = [
     "RevisionQuarantined",
     "RevisionRejected",
     "RevisionRetired",
+    "RewardPart",
+    "RewardSpec",
+    "RolloutSpec",
+    "SimpleReward",
     "TrainRequested",
     "TrainingSpec",
 ]

@@ -78,6 +78,114 @@ class LossSpec(StrictModel):
     )
 
 
+class SimpleReward(StrictModel):
+    """A reward by name, with the fields that it reads. Every reward is a number per completion, higher is better."""
+
+    name: Literal["exact", "numeric", "format", "length", "label", "package", "endpoint", "composite"] = Field(
+        description="exact: the trimmed completion is the row's answer; numeric: its last number is the answer's; "
+        "format: it matches `pattern` from its start to its end; length: its number of characters is within "
+        "`min_characters` and `max_characters`; label: the one of `labels` that it begins with is the answer; package: "
+        "an installed package's reward; endpoint: an HTTP endpoint that the trainer's operator allows; composite: the "
+        "weighted sum of `parts`"
+    )
+    pattern: str | None = Field(default=None, max_length=1000, description="For format: a regular expression")
+    min_characters: int = Field(default=0, ge=0, description="For length")
+    max_characters: int | None = Field(default=None, ge=0, description="For length; null: no limit")
+    labels: list[str] = Field(default_factory=list, description="For label: what the completion may begin with")
+    tolerance: float = Field(default=1e-6, ge=0, description="For numeric: the largest difference that counts as equal")
+    entry: str | None = Field(
+        default=None,
+        max_length=200,
+        description="For package: an entry point of group openmint.rewards; for endpoint: its name in the trainer's "
+        "settings",
+    )
+    timeout_s: float = Field(default=30.0, gt=0, le=600, description="For package and endpoint: of one call")
+
+    @model_validator(mode="after")
+    def _has_what_it_reads(self) -> "SimpleReward":
+        if self.name == "format" and self.pattern is None:
+            raise ValueError("reward format needs a pattern")
+        if self.name == "label" and len(set(self.labels)) < 2:
+            raise ValueError("reward label needs at least two different labels")
+        if self.name in ("package", "endpoint") and not self.entry:
+            raise ValueError(f"reward {self.name} needs an entry")
+        if self.name == "length" and self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError("max_characters is below min_characters")
+        return self
+
+
+class RewardPart(SimpleReward):
+    """One part of a composite reward, itself no composite."""
+
+    weight: float = Field(default=1.0, ge=-1e6, le=1e6)
+
+    @model_validator(mode="after")
+    def _is_simple(self) -> "RewardPart":
+        if self.name == "composite":
+            raise ValueError("a part of a composite reward is itself no composite")
+        return self
+
+
+class RewardSpec(SimpleReward):
+    """What a sampled completion is worth."""
+
+    parts: list[RewardPart] = Field(default_factory=list, max_length=16, description="For composite")
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> "RewardSpec":
+        if (self.name == "composite") != bool(self.parts):
+            raise ValueError("reward composite needs parts" if not self.parts else "only a composite has parts")
+        return self
+
+
+class RolloutSpec(StrictModel):
+    """How recipe grpo samples and learns. `training.batch_rows` is the number of prompts per optimizer step."""
+
+    group_size: int = Field(default=8, ge=2, le=256, description="Samples per prompt, compared with each other")
+    max_new_tokens: int = Field(default=64, ge=1, le=32768, description="Of one turn; a longer sample is refused")
+    environment: str | None = Field(
+        default=None,
+        max_length=200,
+        description="An entry point of group openmint.environments; null: one turn per row {prompt, answer}, worth "
+        "what `reward` says",
+    )
+    max_turns: int = Field(default=1, ge=1, le=64, description="After which an episode ends as it is")
+    advantage: str = Field(
+        default="grpo",
+        max_length=40,
+        description="grpo: (r - mean) / (std + 1e-4) of the group; centred, dr_grpo: r - mean; rloo: r - mean of the "
+        "others",
+    )
+    loss: Literal["importance_sampling", "ppo", "cispo", "dro", "gspo", "gspo_token"] = "ppo"
+    clip_low: float | None = Field(
+        default=None, ge=0, le=1, description="Lower bound of the probability ratio; null: the loss's default"
+    )
+    clip_high: float | None = Field(
+        default=None, ge=1, le=100, description="Upper bound of the probability ratio; null: the loss's default"
+    )
+    beta: float | None = Field(
+        default=None, ge=0, description="For loss dro: the weight of its quadratic term; null: the loss's default"
+    )
+    kl_coef: float = Field(
+        default=0.0, ge=0, le=100, description="The weight of the divergence from the base that is added to the loss"
+    )
+    kl_weight: float = Field(
+        default=0.0, ge=0, le=100, description="How much of the log-ratio to the base is taken off the advantages"
+    )
+    max_staleness: int = Field(
+        default=1,
+        ge=0,
+        le=16,
+        description="Optimizer steps by which the sampling revision may be older than the weights that learn from it",
+    )
+    max_gap: float = Field(
+        default=0.5,
+        gt=0,
+        description="Mean |trainer logprob - sampler logprob| of a step, nats, above which the job fails",
+    )
+    timeout_s: float = Field(default=600.0, gt=0, le=86400, description="Of the rollouts of one step")
+
+
 class EvaluationSpec(StrictModel):
     """The metric half of the gate. Without held-out data the gate checks parity and effect alone."""
 
@@ -120,21 +228,34 @@ class TrainRequested(Command):
 
     policy: Name
     base: Name
-    recipe: Literal["sft", "dpo", "distillation", "weights"] = Field(
+    recipe: Literal["sft", "dpo", "distillation", "weights", "grpo"] = Field(
         default="sft",
         description="sft: learn the completions; dpo: prefer chosen to rejected answers, measured from the base; "
         "distillation: learn a teacher's likeliest tokens; weights: cross entropy with a weight per token, which may "
-        "be negative",
+        "be negative; grpo: sample several completions of each prompt and learn from what they are worth",
     )
     dataset: DatasetRef
     adapter: AdapterSpec = AdapterSpec()
     optimizer: OptimizerSpec = OptimizerSpec()
     training: TrainingSpec = TrainingSpec()
     loss: LossSpec | None = Field(default=None, description="null: the recipe's own loss with its defaults")
+    reward: RewardSpec | None = Field(default=None, description="For recipe grpo, unless its environment rewards")
+    rollout: RolloutSpec | None = Field(default=None, description="For recipe grpo")
     evaluation: EvaluationSpec = EvaluationSpec()
     promotion: PromotionSpec = PromotionSpec()
     idempotency_key: str | None = Field(default=None, min_length=1, max_length=200)
     tenant: Name | None = Field(default=None, description="If given, must equal the subject's tenant")
+
+    @model_validator(mode="after")
+    def _recipe_has_what_it_reads(self) -> "TrainRequested":
+        if self.recipe == "grpo":
+            if self.reward is None and (self.rollout is None or self.rollout.environment is None):
+                raise ValueError("recipe grpo needs a reward, or a rollout.environment that gives rewards")
+            if self.loss is not None:
+                raise ValueError("recipe grpo takes its loss and the loss's settings from rollout, not from loss")
+        elif self.reward is not None or self.rollout is not None:
+            raise ValueError(f"recipe {self.recipe} reads neither reward nor rollout")
+        return self
 
 
 class Cause(OpenModel):
@@ -205,6 +326,10 @@ class JobProgressed(JobFact):
     metrics: dict[str, float] = Field(
         default_factory=dict, description="What else the recipe tells of the last step, such as accuracy of dpo"
     )
+    reward: float | None = Field(default=None, description="Mean of the last step's samples")
+    kl: float | None = Field(default=None, description="Mean log-ratio of sampled tokens to the base, nats")
+    gap: float | None = Field(default=None, description="Mean |trainer logprob - sampler logprob|, nats")
+    staleness: float | None = Field(default=None, description="Optimizer steps since the sampling revision")
 
 
 class CheckpointSaved(Fact):

@@ -27,6 +27,11 @@ from openmint_trainer.executor import Executor
 from openmint_trainer.loop import LoopSettings, TrainerLoop
 from openmint_trainer.mixed_training import MixedTraining
 from openmint_trainer.resident_base import load_base, use_one_thread
+from openmint_trainer.rollouts import Samplers
+from openmint_trainer.rollouts.access import RolloutAccess
+from openmint_trainer.rollouts.decoding import MixedDecoder
+from openmint_trainer.rollouts.in_process import InProcessSamplers
+from openmint_trainer.training_thread import TrainingThread
 
 use_one_thread()
 
@@ -154,9 +159,21 @@ def running_trainer(
 
     @asynccontextmanager
     async def run(
-        owner: str = "one", slots: int = 4, lease_s: float = 20.0, drain_s: float = 20.0, bank_bytes: int = 4 << 30
+        owner: str = "one",
+        slots: int = 4,
+        lease_s: float = 20.0,
+        drain_s: float = 20.0,
+        bank_bytes: int = 4 << 30,
+        engines: Callable[[Executor, MixedTraining, TrainingThread], Samplers] | None = None,
     ) -> AsyncGenerator[TrainerLoop]:
         base = load_base(tiny_base, base_facts.name, base_facts.digest, "float32")
+        executor, thread = Executor(base, slots, bank_bytes), TrainingThread()
+        training = MixedTraining(executor, budget_tokens=256)
+        tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+        in_process = InProcessSamplers(MixedDecoder(base, tokenizer.eos_token_id, 256), training, thread)
+        access = RolloutAccess(
+            in_process, engines(executor, training, thread) if engines else None, lambda: engines is not None
+        )
         loop = TrainerLoop(
             LoopSettings(
                 base=base_facts.name,
@@ -170,9 +187,11 @@ def running_trainer(
             catalog,
             store,
             soft_facts,
-            MixedTraining(Executor(base, slots, bank_bytes), budget_tokens=256),
-            AutoTokenizer.from_pretrained(tiny_base),
+            training,
+            tokenizer,
             asyncio.Event(),
+            thread,
+            access,
         )
         task = asyncio.create_task(loop.run())
         try:
@@ -180,5 +199,6 @@ def running_trainer(
         finally:
             loop.stop()
             await task
+            await in_process.close()
 
     return run

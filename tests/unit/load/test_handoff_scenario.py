@@ -11,9 +11,9 @@ from load.handoff.merged_weights import merge, prepare_folder, read_base_weights
 from load.handoff.revision import ALPHA, RANK, write_checkpoint
 from load.report import LoadReport, ReportBuilder
 from load.scenarios.handoff import Merged, Rounds, tell
+from openmint.adapters.peft_folder import opened
 from openmint.bases import BaseFacts
 from openmint_exporter.checkpoint_file import read_checkpoint_header, verify_checkpoint
-from openmint_exporter.peft_folder import opened
 
 MODULE = "model.layers.0.self_attn.q_proj"
 

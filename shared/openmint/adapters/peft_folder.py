@@ -6,16 +6,16 @@ numpy alone: no torch, no time, no host, and no order but that of names.
 import json
 import os
 import struct
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openmint.adapters.expert_layout import lora_shape, wrapper_modules
+from openmint.adapters.expert_layout import lora_shape, parameter_name, wrapper_modules
 from openmint.adapters.facts import CONFIG_FILE, DTYPE_BYTES, SAFETENSORS_DTYPES, TENSOR_PREFIX, WEIGHTS_FILE
 from openmint.adapters.safetensors_header import TensorEntry
 from openmint.errors import BadAdapter
@@ -47,6 +47,26 @@ class LoraSettings:
 
     parameters: tuple[str, ...] = ()
     """Fused expert weights, as `target_parameters` names them."""
+
+    @classmethod
+    def of(
+        cls,
+        base: str,
+        rank: int,
+        alpha: float,
+        targets: Collection[str],
+        entries: Mapping[tuple[str, str], TensorEntry],
+    ) -> Self:
+        """The settings of tensors whose policy adapts `targets`; entries of three dimensions are fused experts'."""
+        linears = {module.rpartition(".")[2] for (module, _), entry in entries.items() if len(entry.shape) == 2}
+        parameters = {module for (module, _), entry in entries.items() if len(entry.shape) == 3}
+        return cls(
+            base,
+            rank,
+            alpha,
+            tuple(target for target in targets if target in linears),
+            tuple(sorted({parameter_name(path) for path in parameters})),
+        )
 
 
 @contextmanager
