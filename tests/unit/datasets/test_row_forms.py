@@ -17,6 +17,7 @@ CHAT: dict[str, JsonValue] = {
     "chosen": [{"role": "assistant", "content": "yes"}],
     "rejected": [{"role": "assistant", "content": "no"}],
 }
+PROMPT: dict[str, JsonValue] = {"prompt": "2+2=", "answer": "4"}
 WEIGHTED: dict[str, JsonValue] = {"prompt": "a", "completion_tokens": [3, 4], "weights": [0.5, -1]}
 TEACHER: dict[str, JsonValue] = {
     "prompt_tokens": [1, 2],
@@ -57,6 +58,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two prompts": (TEACHER | {"prompt": "a"}, "exactly one of prompt and prompt_tokens"),
     "no completion tokens": (WEIGHTED | {"completion_tokens": []}, "has no completion_tokens"),
     "completion tokens missing": ({"prompt": "a", "weights": [1]}, "completion_tokens is not a list of token ids"),
+    "answer without a prompt": ({"answer": "4"}, "row 1 has no prompt"),
+    "answer is a number": ({"prompt": "2+2=", "answer": 4}, "answer is not a text"),
     "token is a text": (WEIGHTED | {"completion_tokens": [3, "4"]}, "completion_tokens holds '4', which is no token"),
     "token below zero": (WEIGHTED | {"completion_tokens": [3, -1]}, "holds -1, which is no token id"),
     "token is true": (WEIGHTED | {"completion_tokens": [3, True]}, "holds true, which is no token id"),
@@ -87,10 +90,24 @@ def test_a_wrong_row_is_named_with_its_field(name: str) -> None:
         canonical_dataset([row])
 
 
-@pytest.mark.parametrize("row", [PREFERENCE, WEIGHTED])
+@pytest.mark.parametrize("row", [PREFERENCE, PROMPT, WEIGHTED])
 def test_what_is_scored_must_be_text(row: dict[str, JsonValue]) -> None:
     with pytest.raises(BadDataset, match=r"line 1 is a row of .*; rows of text are read here"):
         rows_from_bytes(json.dumps(row).encode())
+
+
+def test_grpo_reads_prompts_with_answers_and_texts_and_nobody_else_reads_prompts() -> None:
+    text = {"prompt": "2+2=", "completion": "4", "answer": "four"}
+    canonical_dataset([PROMPT, text, PROMPT | {"answer": ""}])
+    assert [form_of(row) for row in (PROMPT, text)] == ["prompt", "text"]
+    check_form([PROMPT, text], "grpo")
+    for recipe, row, message in (
+        ("sft", PROMPT, "row of prompt; recipe sft reads rows of text"),
+        ("dpo", PROMPT, "row of prompt; recipe dpo reads rows of preference"),
+        ("grpo", PREFERENCE, "row of preference; recipe grpo reads rows of prompt or text"),
+    ):
+        with pytest.raises(BadDataset, match=message):
+            check_form([row], recipe)
 
 
 def test_a_recipe_that_is_not_listed_looks_at_its_rows_itself() -> None:

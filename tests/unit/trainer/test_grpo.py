@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from openmint.errors import BadDataset, BadRequest
 from openmint_trainer.checkpoints import read_checkpoint
@@ -162,6 +163,43 @@ def test_what_a_job_asks_for_is_checked_before_it_trains(make_executor: MakeExec
     with pytest.raises(BadRequest, match="advantage 'luck' is unknown") as refused:
         recipe(0, advantage="luck")
     assert refused.value.field == "rollout.advantage"
+
+
+def test_clips_and_penalties_become_the_losss_settings_and_unset_ones_its_defaults() -> None:
+    assert recipe(0, loss="gspo").config == {
+        "clip_low_threshold": 1 - 3e-4,
+        "clip_high_threshold": 1 + 4e-4,
+        "kl_coef": 0.0,
+    }
+    assert recipe(0, clip_low=0.5, kl_coef=0.1).config == {
+        "clip_low_threshold": 0.5,
+        "clip_high_threshold": 1.2,
+        "kl_coef": 0.1,
+    }
+    assert recipe(0, loss="dro", beta=0.3).config == {"beta": 0.3, "kl_coef": 0.0}
+    with pytest.raises(BadRequest, match="loss importance_sampling has no clip_low") as refused:
+        recipe(0, loss="importance_sampling", clip_low=0.5)
+    assert refused.value.field == "rollout.clip_low"
+
+
+def test_a_loss_beside_the_rollouts_is_refused() -> None:
+    with pytest.raises(ValidationError, match="takes its loss and the loss's settings from rollout"):
+        grpo_spec(DIGIT, loss={"name": "ppo"})
+
+
+async def test_the_losss_own_penalty_holds_a_policy_to_the_base(make_executor: MakeExecutor) -> None:
+    async def last(kl_coef: float) -> tuple[float, float]:
+        async with stand(make_executor()) as made:
+            await made.admit("a", grpo_spec(DIGIT, steps=6, rollout={"kl_coef": kl_coef, "kl_weight": 1e-9}), ROWS)
+            await made.run()
+            assert not made.failed
+            told = made.steps["a"][-1].metrics
+            return told["kl"], told.get("reference_kl", 0.0)
+
+    free, held = await last(0.0), await last(20.0)
+    assert free[1] == 0.0
+    assert held[1] > 0
+    assert held[0] < free[0] / 2
 
 
 async def test_prompts_without_room_for_samples_are_refused(make_executor: MakeExecutor) -> None:
