@@ -172,6 +172,7 @@ def _line_rules(settings: GatewaySettings) -> LineRules:
             per_tenant=settings.waiting_per_tenant,
             in_all=settings.waiting_in_all,
             is_verdict_early=settings.early_verdict,
+            verdict_share=settings.verdict_share,
         ),
     )
 

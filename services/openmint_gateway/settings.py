@@ -54,6 +54,9 @@ class GatewaySettings(CommonSettings):
     early_verdict: bool = Field(
         default=True, description="Refuse at once, with 429 and Retry-After, what would have to wait too long"
     )
+    verdict_share: float = Field(
+        default=0.4, gt=0, le=1, description="Of what a request may wait: an expected wait above this is refused"
+    )
 
     names_cached: int = Field(default=200_000, description="Resolved names kept in memory")
     absent_names_cached: int = Field(default=50_000, description="Names known to be absent kept in memory")

@@ -100,7 +100,7 @@ def test_of_equal_deadlines_the_adapter_with_more_waiting_goes_first():
 
 def test_an_engine_at_its_limit_of_adapters_gets_more_of_those_it_runs():
     line = Line(LineRules(margin=0, coherent_adapters=2, adapter_turns=False, bounds=NO_VERDICT))
-    running = [request(adapter) for adapter in ("a", "a", "b", "b")]
+    running = [replace(request(adapter), asked_tokens=64) for adapter in ("a", "a", "b", "b")]
     for one in running:
         assert line.arrive(one, {"e": 4}, 0.0)
     queue(line, request("c", wait_s=10), request("b", wait_s=90), running=4)
