@@ -40,6 +40,9 @@ log = structlog.get_logger()
 RENEW_EVERY_S = 2.0
 """The scheduler gives up after three of these and a second."""
 
+OWN_DEADLINE_SLACK_S = 0.5
+"""A load's deadline is its last waiter's, as the scheduler last heard it; so much later it may be told of."""
+
 NO_ENGINE_PATIENCE_S = 3.0
 """An engine tells of itself every second; a view that has just started must hear it before it says there is none."""
 
@@ -78,6 +81,13 @@ class _SharedWait:
     traceparent: str | None = None
     waiting: dict[int, tuple[LoadClass, float]] = field(default_factory=dict[int, tuple[LoadClass, float]])
     renewal: asyncio.Task[None] | None = None
+    is_dropped: bool = False
+    """The scheduler has given the load up for an earlier request's deadline, and must be asked again."""
+
+    @property
+    def ends_s(self) -> float:
+        """When the last of them gives up."""
+        return max((ends_s for _, ends_s in self.waiting.values()), default=0.0)
 
 
 class LoadWaiter:
@@ -180,11 +190,12 @@ class LoadWaiter:
                     detail = f"no engine of pool {wait.order.pool} for base model {wait.order.base} is alive"
                     _settle(wait.answer, NoEngine(detail, retry_after_s=5.0))
                 request = self._request(wait, now_s)
-                is_request = not placements and (published_s is None or now_s - published_s > REPUBLISH_EVERY_S)
+                is_late = published_s is None or now_s - published_s > REPUBLISH_EVERY_S
+                is_request = not placements and (is_late or wait.is_dropped)
                 try:
                     if is_request:
                         await self._bus.publish_command(request, request.load_subject())
-                        published_s = now_s
+                        published_s, wait.is_dropped = now_s, False
                     else:
                         await self._bus.publish_core(request.interest_subject(), request)
                 except (OpenmintError, ConnectionError, TimeoutError) as error:
@@ -231,8 +242,13 @@ class LoadWaiter:
             log.warning("load.unreadable", subject=message.subject, detail=str(error)[:300])
             return
         wait = self._waits.get((fact.base, fact.pool, fact.digest))
-        if wait is not None:
-            _settle(wait.answer, error_of(fact))
+        if wait is None:
+            return
+        if fact.cause.code == LoadTimeout.code and wait.ends_s > self._clock.monotonic_s() + OWN_DEADLINE_SLACK_S:
+            # Told of a deadline that was another's, who gave up as this one came.
+            wait.is_dropped = True
+            return
+        _settle(wait.answer, error_of(fact))
 
 
 async def _answer_of(wait: _SharedWait, deadline_s: float) -> Placement:

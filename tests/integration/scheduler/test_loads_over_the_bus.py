@@ -8,8 +8,10 @@ import pytest
 
 from openmint.bus.dead_letters import list_dead
 from openmint.engines.scheduler_view import query_subject
+from openmint.engines.simulated import SimulatedTimings
 from openmint.errors import LoadFailed, LoadTimeout, NoEngine
-from openmint.events import AliasMoved, AliasTarget, LoadRequested
+from openmint.events import AliasMoved, AliasTarget, Cause, LoadRequested
+from openmint.events import LoadFailed as LoadFailedFact
 
 
 def digest(number: int) -> str:
@@ -194,6 +196,16 @@ async def test_a_lease_keeps_an_adapter_while_others_press_for_room(fleet):
             await fleet.loads.ensure_resident(fleet.order(2), 4.0)
         assert set(engine.adapters) == {digest(1)}
     assert (await fleet.loads.ensure_resident(fleet.order(2), 30.0)).adapter_name
+
+
+async def test_the_deadline_of_one_who_gave_up_does_not_end_the_wait_of_the_next(fleet):
+    await fleet.engine("a", timings=SimulatedTimings(stage_s=3.0))
+    await fleet.scheduler()
+    waiting = asyncio.create_task(fleet.loads.ensure_resident(fleet.order(1), 30.0))
+    await asyncio.sleep(0.5)
+    cause = Cause(code="load_timeout", detail="an earlier one's", fault="server")
+    await fleet.bus.publish_fact(LoadFailedFact(base=fleet.base, pool="serve", digest=digest(1), cause=cause))
+    assert (await waiting).adapter_name
 
 
 async def test_a_request_for_another_base_is_left_to_its_leader(fleet):
