@@ -9,7 +9,6 @@ import asyncio
 import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from load.report import ReportBuilder
@@ -39,13 +38,12 @@ def run(options: Options, report: ReportBuilder) -> None:
 
 
 async def _run(options: Options, report: ReportBuilder) -> None:
-    from load.waves.arena import Arena, dense_base, experts_base
+    from load.waves.arena import BASES, Arena, dense_base
     from load.waves.recording import Recorder
 
     pairs = QUICK_PAIRS if options.is_quick else PAIRS
     recorder = Recorder(options.keep, "cold-wave", "Waves of cold policies, one token each")
-    kinds: list[tuple[str, Callable[[], Path]]] = [("dense", dense_base), ("experts", experts_base)]
-    for kind, folder_of in kinds:
+    for kind, folder_of in BASES.items():
         if options.wants(kind):
             async with Arena(folder_of(), engines=1) as arena:
                 await _one_engine(arena, kind, pairs, report, recorder)

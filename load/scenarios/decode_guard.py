@@ -6,8 +6,6 @@ files are ready, five a second, without a request for them; and, in a second row
 
 import asyncio
 import statistics
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from load.report import ReportBuilder
@@ -38,15 +36,13 @@ def run(options: Options, report: ReportBuilder) -> None:
 
 
 async def _run(options: Options, report: ReportBuilder) -> None:
-    from load.waves.arena import Arena, dense_base, experts_base
+    from load.waves.arena import BASES, Arena
 
-    kinds: list[tuple[str, Callable[[], Path]]] = [("dense", dense_base), ("experts", experts_base)]
-    for kind, folder_of in kinds:
+    for kind, folder_of in BASES.items():
         if not options.wants(kind):
             report.note(f"{kind}: not run")
             continue
-        folder = folder_of()
-        async with Arena(folder, engines=1) as arena:
+        async with Arena(folder_of(), engines=1) as arena:
             await _race(arena, kind, QUICK_ROUNDS if options.is_quick else ROUNDS, report)
 
 

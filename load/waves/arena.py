@@ -5,6 +5,7 @@ Whoever is not asked is idle, so that rounds can alternate between the two and b
 
 import asyncio
 import tempfile
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,10 @@ def experts_base() -> Path:
     if not (folder / "config.json").exists():
         write_tiny_moe_base(folder, tokenizer_from=dense_base())
     return folder
+
+
+BASES: dict[str, Callable[[], Path]] = {"dense": dense_base, "experts": experts_base}
+"""The folders of the bases that are raced, by kind."""
 
 
 class Arena:

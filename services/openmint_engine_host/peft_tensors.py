@@ -85,7 +85,7 @@ class PeftTensors:
                 raise BadLayout(f"lora_{kind} of {module} is of shape {list(array.shape)}; the engine needs {shape}")
             arrays.append(array)
         stored = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        if _largest(stored, self._dtype) > _largest(_BOUNDS[self._dtype], self._dtype):
+        if _largest(stored, self._dtype) > _LARGEST_ALLOWED[self._dtype]:
             raise BadLayout(f"lora_{kind} of {modules[0]} has values that are not finite or above {MAX_ABS:g}")
         return stored, self._dtype
 
@@ -141,4 +141,6 @@ def encode(array: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     return array.astype(np.float16) if dtype == "float16" else array
 
 
-_BOUNDS: Mapping[str, NDArray[Any]] = {dtype: encode(np.array([MAX_ABS], np.float32), dtype) for dtype in STORAGE}
+_LARGEST_ALLOWED: Mapping[str, int] = {
+    dtype: _largest(encode(np.array([MAX_ABS], np.float32), dtype), dtype) for dtype in STORAGE
+}

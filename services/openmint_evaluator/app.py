@@ -20,9 +20,7 @@ from openmint.bus.tail import tail
 from openmint.catalog.database import Catalog
 from openmint.clock import WallClock
 from openmint.endings import end
-from openmint.engines.loads import LoadWaiter
-from openmint.engines.residency import ResidencyView
-from openmint.engines.resident_list import HostLists
+from openmint.engines.loads import watching_engines
 from openmint.events import EngineJoined, RevisionExported
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
@@ -68,12 +66,7 @@ async def wired_evaluator(settings: EvaluatorSettings) -> AsyncGenerator[WiredEv
         references = await stack.enter_async_context(
             open_references(settings.evaluator_reference_timeout_s, settings.evaluator_reference_idle_s)
         )
-        view = ResidencyView(HostLists(settings.engine_read_key))
-        await view.start(bus)
-        stack.push_async_callback(view.close)
-        waiter = LoadWaiter(bus, view)
-        await waiter.start()
-        stack.push_async_callback(waiter.close)
+        _, waiter = await stack.enter_async_context(watching_engines(bus, settings.engine_read_key))
         builds = EngineBuilds(http)
         files = StoredFiles(Store.open(settings.store_url), TrustedKeys.open(settings.state_dir))
         engines = LoadedEngines(

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openmint.adapters.facts import (
-    MANIFEST_FILE,
-    SIGNATURE_FILE,
     TENSOR_PREFIX,
     WEIGHTS_FILE,
     AdapterFacts,
@@ -18,6 +16,7 @@ from openmint.adapters.facts import (
 from openmint.adapters.inspection import Inspector
 from openmint.adapters.manifest import Manifest
 from openmint.adapters.peft_folder import LoraSettings, LoraTensors, opened, write_peft_folder
+from openmint.adapters.revision_files import sign_folder
 from openmint.adapters.safetensors_header import read_header_of
 from openmint.adapters.signing import SigningKey
 from openmint.bases import BaseFacts
@@ -77,10 +76,7 @@ async def export_foreign(
 async def _checked_and_signed(folder: Path, base: BaseFacts, key: SigningKey, inspector: Inspector) -> SignedFolder:
     facts = await inspector.inspect(folder, base)
     manifest = Manifest.of(facts, base.digest)
-    raw = manifest.canonical_bytes()
-    (folder / MANIFEST_FILE).write_bytes(raw)
-    (folder / SIGNATURE_FILE).write_bytes(key.sign(raw))
-    return SignedFolder(folder, manifest.digest(), manifest, facts)
+    return SignedFolder(folder, sign_folder(folder, manifest, key), manifest, facts)
 
 
 def _write_from_checkpoint(checkpoint: Path, base: BaseFacts, dtype: str, folder: Path) -> None:

@@ -17,9 +17,7 @@ from openmint.bus.outbox import OutboxRelay
 from openmint.catalog import Catalog
 from openmint.clock import WallClock
 from openmint.endings import end
-from openmint.engines.loads import LoadWaiter
-from openmint.engines.residency import ResidencyView
-from openmint.engines.resident_list import HostLists
+from openmint.engines.loads import watching_engines
 from openmint.health import reporting_health
 from openmint.identifiers import new_id
 from openmint.local_stack.plan import secret_file
@@ -178,12 +176,9 @@ def _line_rules(settings: GatewaySettings) -> LineRules:
 
 
 async def _start_fleet(settings: GatewaySettings, bus: Bus, stack: contextlib.AsyncExitStack) -> Fleet:
-    view = ResidencyView(HostLists(settings.engine_read_key.get_secret_value()))
-    await view.start(bus)
-    stack.push_async_callback(view.close)
-    waiter = LoadWaiter(bus, view, name=f"{settings.part}-{new_id().hex[-12:]}")
-    await waiter.start()
-    stack.push_async_callback(waiter.close)
+    name = f"{settings.part}-{new_id().hex[-12:]}"
+    watching = watching_engines(bus, settings.engine_read_key.get_secret_value(), name)
+    view, waiter = await stack.enter_async_context(watching)
     return Fleet(view, waiter, bus)
 
 

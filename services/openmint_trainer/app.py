@@ -25,9 +25,7 @@ from openmint.catalog.bases import find_base
 from openmint.catalog.database import Catalog
 from openmint.catalog.outbox_rows import oldest_unsent_s
 from openmint.endings import end
-from openmint.engines.loads import LoadWaiter
-from openmint.engines.residency import ResidencyView
-from openmint.engines.resident_list import HostLists
+from openmint.engines.loads import watching_engines
 from openmint.errors import Conflict, OpenmintError
 from openmint.health import reporting_health
 from openmint.logs import configure_logging
@@ -165,12 +163,7 @@ async def _open_rollouts(
             trust_env=False,
         )
     )
-    view = ResidencyView(HostLists(settings.engine_read_key))
-    await view.start(bus)
-    stack.push_async_callback(view.close)
-    waiter = LoadWaiter(bus, view)
-    await waiter.start()
-    stack.push_async_callback(waiter.close)
+    view, waiter = await stack.enter_async_context(watching_engines(bus, settings.engine_read_key))
     # What the base computes in: a coarser rounding would only widen the gap between trainer and engine.
     dtype = str(executor.base.dtype).removeprefix("torch.")
     revisions = EphemeralRevisions(Store.open(settings.store_url), key, facts, dtype)

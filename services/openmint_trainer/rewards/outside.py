@@ -88,14 +88,12 @@ class PackageCall:
 
     async def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
         """Raises: RewardFailed; the text of a package's own error stays in its cause."""
-        asked = [{"prompt": a.prompt, "completion": a.completion, "row": dict(a.row)} for a in attempts]
+        asked = _as_plain(attempts)
         first = attempts[0].prompt_index
         try:
             values = await call_abandonable(lambda: self._function(asked), self._timeout_s)
         except TimeoutError as error:
-            raise RewardFailed(
-                f"reward {self._kind} did not answer within {self._timeout_s:g} s for prompt {first}", field="reward"
-            ) from error
+            raise _too_late(self._kind, self._timeout_s, first) from error
         except Exception as error:
             raise RewardFailed(
                 f"reward {self._kind} raised {type(error).__name__} for prompt {first}", field="reward"
@@ -113,15 +111,12 @@ class EndpointCall:
 
     async def __call__(self, attempts: Sequence[Attempt]) -> list[float]:
         """Raises: RewardFailed naming kind and prompt, never the URL or its key."""
-        asked = [{"prompt": a.prompt, "completion": a.completion, "row": dict(a.row)} for a in attempts]
         first = attempts[0].prompt_index
         try:
             async with asyncio.timeout(self._timeout_s):
-                body = await self._ask({"attempts": asked}, first)
+                body = await self._ask({"attempts": _as_plain(attempts)}, first)
         except TimeoutError as error:
-            raise RewardFailed(
-                f"reward {self._kind} did not answer within {self._timeout_s:g} s for prompt {first}", field="reward"
-            ) from error
+            raise _too_late(self._kind, self._timeout_s, first) from error
         except (httpx.HTTPError, ValueError) as error:
             raise RewardFailed(
                 f"reward {self._kind} could not be asked for prompt {first}: {type(error).__name__}", field="reward"
@@ -166,3 +161,14 @@ def endpoint(spec: SimpleReward, allowed: Mapping[str, RewardEndpoint]) -> Rewar
         known = ", ".join(sorted(allowed)) or "none"
         raise BadRequest(f"reward endpoint {name[:80]!r} is not allowed here; known are: {known}", field="reward.entry")
     return EndpointCall(name, allowed[name], spec.timeout_s)
+
+
+def _as_plain(attempts: Sequence[Attempt]) -> list[dict[str, JsonValue]]:
+    """Attempts as those outside are given them."""
+    return [{"prompt": a.prompt, "completion": a.completion, "row": dict(a.row)} for a in attempts]
+
+
+def _too_late(kind: str, timeout_s: float, prompt_index: int) -> RewardFailed:
+    return RewardFailed(
+        f"reward {kind} did not answer within {timeout_s:g} s for prompt {prompt_index}", field="reward"
+    )

@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 from uuid import UUID
 
 from openmint.errors import OpenmintError
+from openmint_trainer.banks import AdapterShape
 
 FinishReason = Literal["stop", "length"]
 
@@ -84,11 +85,15 @@ class RolloutOwner:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One policy's weights after `step` optimizer steps. `path` is where they lie, for samplers that need a copy."""
+    """One policy's weights after `step` optimizer steps.
+
+    `path` and `shape`: where they lie, and as what, for samplers that need a copy.
+    """
 
     owner: RolloutOwner
     step: int
     path: Path | None = None
+    shape: AdapterShape | None = None
 
     def drop(self) -> None:
         """The copy is not needed any more."""

@@ -73,7 +73,6 @@ class EngineSamplers:
         self._thread = thread
         self._work_folder = work_folder
         self._room = asyncio.Semaphore(settings.requests_at_once)
-        self._shapes: dict[Path, AdapterShape] = {}
 
     async def snapshot(self, owner: RolloutOwner, step: int) -> Snapshot:
         """Raises: Stale when the run is gone."""
@@ -86,15 +85,13 @@ class EngineSamplers:
             write_snapshot(self._executor, run.policy, path)
             return run.policy.slot.shape
 
-        self._shapes[path] = await self._thread.run(write)
-        return Snapshot(owner, step, path)
+        return Snapshot(owner, step, path, await self._thread.run(write))
 
     @asynccontextmanager
     async def lease(self, snapshot: Snapshot) -> AsyncGenerator["EngineSampler"]:
         """Raises: NoEngine, LoadTimeout, Overloaded, LoadFailed, BusUnavailable, StoreUnavailable, BadAdapter."""
-        assert snapshot.path is not None
         owner, settings = snapshot.owner, self._settings
-        revision = await self._revisions.publish(snapshot, self._shapes[snapshot.path])
+        revision = await self._revisions.publish(snapshot)
         order = LoadOrder(
             base=settings.base,
             tenant=owner.tenant,

@@ -13,10 +13,9 @@ from uuid import UUID, uuid5
 from safetensors.torch import save_file
 
 from openmint.adapters.checks import check_adapter_folder
-from openmint.adapters.facts import MANIFEST_FILE, SIGNATURE_FILE
 from openmint.adapters.manifest import Manifest
 from openmint.adapters.peft_folder import LoraSettings, LoraTensors, opened, write_peft_folder
-from openmint.adapters.revision_files import delete_revision_files, put_revision_folder
+from openmint.adapters.revision_files import delete_revision_files, put_revision_folder, sign_folder
 from openmint.adapters.safetensors_header import read_header_of
 from openmint.adapters.signing import SigningKey
 from openmint.adapters.store import Store
@@ -56,20 +55,17 @@ class EphemeralRevisions:
         self._base = base
         self._dtype = dtype
 
-    async def publish(self, snapshot: Snapshot, shape: AdapterShape) -> EphemeralRevision:
+    async def publish(self, snapshot: Snapshot) -> EphemeralRevision:
         """Raises: BadAdapter when the weights may not reach an engine; StoreUnavailable."""
-        assert snapshot.path is not None
+        assert snapshot.path is not None and snapshot.shape is not None
         owner = snapshot.owner
         with tempfile.TemporaryDirectory(dir=snapshot.path.parent) as scratch:
             folder = Path(scratch)
-            await asyncio.to_thread(self._write, snapshot.path, shape, folder)
+            await asyncio.to_thread(self._write, snapshot.path, snapshot.shape, folder)
             # These are our own bytes, so they need no child with limits; nothing is signed that was not checked.
             facts = await asyncio.to_thread(check_adapter_folder, folder, self._base)
             manifest = Manifest.of(facts, self._base.digest, rollout_of=_claim_and_step(owner, snapshot.step))
-            raw = manifest.canonical_bytes()
-            (folder / MANIFEST_FILE).write_bytes(raw)
-            (folder / SIGNATURE_FILE).write_bytes(self._key.sign(raw))
-            digest = manifest.digest()
+            digest = sign_folder(folder, manifest, self._key)
             await put_revision_folder(self._store, digest, folder)
         revision_id = uuid5(owner.job_id, f"{owner.fence}/{snapshot.step}")
         return EphemeralRevision(revision_id, digest, manifest.rank, manifest.adapter_bytes)

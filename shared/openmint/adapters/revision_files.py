@@ -8,11 +8,19 @@ from openmint.adapters.facts import CONFIG_FILE, MANIFEST_FILE, SIGNATURE_FILE, 
 from openmint.adapters.folder import AdapterFolder, sha256_of
 from openmint.adapters.keys import revision_key, revision_prefix
 from openmint.adapters.manifest import Manifest, ManifestHead, digest_of
-from openmint.adapters.signing import MAX_SIGNATURE_FILE_BYTES, TrustedKeys
+from openmint.adapters.signing import MAX_SIGNATURE_FILE_BYTES, SigningKey, TrustedKeys
 from openmint.adapters.store import Store
 from openmint.errors import BadAdapter, TooLarge
 
 MAX_MANIFEST_BYTES = 16 << 20
+
+
+def sign_folder(folder: Path, manifest: Manifest, key: SigningKey) -> str:
+    """Write the manifest and its signature into the folder that it describes; the revision's digest."""
+    raw = manifest.canonical_bytes()
+    (folder / MANIFEST_FILE).write_bytes(raw)
+    (folder / SIGNATURE_FILE).write_bytes(key.sign(raw))
+    return digest_of(raw)
 
 
 async def put_revision_folder(store: Store, digest: str, folder: Path) -> None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from openmint.bus.connection import Bus
 from openmint.clock import Clock, WallClock
 from openmint.engines.residency import Placement, ResidencyView
+from openmint.engines.resident_list import HostLists
 from openmint.errors import (
     BadAdapter,
     BusUnavailable,
@@ -249,6 +250,25 @@ class LoadWaiter:
             wait.is_dropped = True
             return
         _settle(wait.answer, error_of(fact))
+
+
+@contextlib.asynccontextmanager
+async def watching_engines(bus: Bus, read_key: str, name: str = "") -> AsyncGenerator[tuple[ResidencyView, LoadWaiter]]:
+    """A started view of where adapters are, and a waiter over it, until the block ends.
+
+    `read_key` opens the engines' resident lists; `name` is how the waiter calls itself.
+    """
+    view = ResidencyView(HostLists(read_key))
+    await view.start(bus)
+    try:
+        waiter = LoadWaiter(bus, view, name)
+        await waiter.start()
+        try:
+            yield view, waiter
+        finally:
+            await waiter.close()
+    finally:
+        await view.close()
 
 
 async def _answer_of(wait: _SharedWait, deadline_s: float) -> Placement:
