@@ -16,6 +16,7 @@ import httpx
 import structlog
 from pydantic import JsonValue
 
+from openmint.endings import finish
 from openmint.engines.loads import LoadOrder, LoadWaiter
 from openmint.engines.protocol import BOOT_HEADER, REVISION_HEADER, TENANT_HEADER, VERDICT_HEADER
 from openmint.engines.residency import Placement
@@ -109,7 +110,7 @@ class EngineSamplers:
                 yield EngineSampler(revision.digest, placement, owner.tenant, self._http, self._room)
         finally:
             with contextlib.suppress(OpenmintError):
-                await self._revisions.withdraw(revision)
+                await finish(self._revisions.withdraw(revision))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from openmint import endings
-from openmint.endings import end
+from openmint.endings import end, finish
 
 
 async def test_a_task_that_lost_its_first_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +41,17 @@ async def test_results_and_errors_of_what_ended_by_itself_are_kept_in_order() ->
 
 async def test_ending_nothing_is_no_error() -> None:
     assert await end() == []
+
+
+async def test_what_must_be_finished_is_finished_before_the_cancellation_goes_on() -> None:
+    done: list[str] = []
+
+    async def tidy() -> None:
+        await asyncio.sleep(0.05)
+        done.append("tidy")
+
+    task = asyncio.create_task(finish(tidy()))
+    await asyncio.sleep(0.01)
+    outcomes = await end(task)
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert done == ["tidy"]
